@@ -1,0 +1,781 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: notebooks//ipynb,notebooks/py//py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Train a VAE
+#
+# *From the bound to a model that draws digits and faces: Kingma & Welling (2013), sections 2.3, 3 and 5, figures 4 and 5, appendices B and C.*
+#
+# **What you will do**
+#
+# - write the whole training loop in a dozen lines, then hand it to the library;
+# - train variational autoencoders with 2, 5, 10 and 20 latents on handwritten digits and on the frames of a face;
+# - draw the two maps of figure 4 and the samples of figure 5;
+# - rebuild, blend, clean and complete images with the trained models, and see where that fails.
+#
+# **What you will learn**
+#
+# - what each line of Auto-Encoding Variational Bayes (AEVB) is for;
+# - how to read a bound in nats: rate, distortion, what cannot be won, and why the bound of a face can be positive;
+# - what a latent plane looks like, and how to tell whether a latent is used;
+# - how to save, stop and continue a training run.
+#
+# **What you need**: the bound (notebook 01), the reparameterised gradient (notebook 02), a little PyTorch. No download: the digits come with a package you have installed. Where the real faces cannot be had, drawn ones take their place and every title says so.
+
+# %% tags=["nbval-ignore-output"]
+import math
+import tempfile
+import warnings
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from ipywidgets import FloatSlider, interact
+from torch.distributions import Normal, kl_divergence
+
+from vaelib import VAE, data, plotting, scale, training
+from vaelib.decoders import BernoulliMLP, GaussianMLP
+from vaelib.encoders import MLPEncoder
+from vaelib.networks import init_normal_
+from vaelib.plotting import COLORS
+from vaelib.priors import StandardNormal
+
+plotting.use_style()
+digits = data.mnist(scale(classroom="5k", paper="full"))
+faces = data.frey_faces()
+print("digits:", digits.source, "| faces:", faces.source)
+
+# %% [markdown]
+# ## 1. The algorithm
+#
+# Notebook 01 gave us something to climb. For any image $x$ and any distribution $q(z|x)$,
+#
+# $$
+# \log p(x) \;\ge\; \underbrace{\mathbb E_{q(z|x)}\big[\log p(x|z)\big]}_{-\,\text{distortion}} \;-\; \underbrace{\mathrm{KL}\big(q(z|x)\,\|\,p(z)\big)}_{\text{rate}} .
+# $$
+#
+# Think of a sender and a receiver. The encoder sends a code $z$; the **rate** is what this code costs beyond what the receiver expects anyway. The decoder turns the code into a prediction of the image; the **distortion** is what is still left to say about the image. Training makes the sum of the two small. Both are measured in *nats*: bits with the natural logarithm in place of the logarithm to base 2.
+#
+# Notebook 02 gave us a gradient that a computer can follow: write $z = \mu(x) + \sigma(x)\odot\epsilon$ with $\epsilon \sim \mathcal N(0, I)$, and the noise no longer depends on any weight. So we may differentiate straight through the sample.
+#
+# Algorithm 1 of the paper puts the two together:
+#
+# > **repeat** until the weights settle: draw a minibatch of $M$ images · draw noise $\epsilon$ · compute the gradient of the minibatch's bound · take a step with it.
+#
+# The paper uses $M = 100$ images and *one* noise sample per image. One is enough, because a step averages over a hundred images, and the next step brings new noise.
+
+# %% [markdown]
+# ### The three slots
+#
+# A VAE here is three modules. Each returns a *distribution*:
+#
+# | slot | returns | here |
+# |---|---|---|
+# | `encoder(x)` | $q(z\mid x)$ | a network with one tanh layer gives a mean and a variance for each latent (appendix C.2) |
+# | `prior()` | $p(z)$ | $\mathcal N(0, I)$, nothing to learn |
+# | `decoder(z)` | $p(x\mid z)$ | a network with one tanh layer gives a Bernoulli probability (appendix C.1) or a mean and a variance (C.2) for each pixel |
+
+# %%
+HIDDEN = {BernoulliMLP: 500, GaussianMLP: 200}  # tanh units, as in section 5 of the paper
+
+
+def build(images, decoder, latents):
+    """An untrained VAE for these images, one hidden layer on each side."""
+    shape, hidden = images.train.shape[1:], HIDDEN[decoder]
+    encoder = MLPEncoder(latents, shape, hidden)
+    return VAE(encoder, StandardNormal(latents), decoder(latents, shape, hidden))
+
+
+build(digits, BernoulliMLP, 20)
+
+# %% [markdown]
+# ### The whole loop, written out
+#
+# This is the one place in the course where the loop stands in full. Nothing is hidden: two networks, one line of noise, the closed form of the rate from appendix B, one optimiser for encoder *and* decoder.
+
+# %%
+torch.manual_seed(0)
+first = build(digits, BernoulliMLP, 20)
+optimizer = torch.optim.Adam(first.parameters(), lr=2e-3)
+for epoch in range(3):
+    for batch in torch.randperm(len(digits.train)).split(100):
+        x = digits.train[batch]  # (100, 1, 28, 28)
+        q = first.encoder(x)  # q(z|x), one Gaussian per image: loc and scale are (100, 20)
+        z = q.loc + q.scale * torch.randn_like(q.loc)  # the reparameterised sample
+        distortion = -first.decoder(z).log_prob(x)  # (100,) nats
+        rate = 0.5 * (q.loc**2 + q.scale**2 - 1 - 2 * q.scale.log()).sum(-1)  # (100,) nats
+        loss = (distortion + rate).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+# %% [markdown]
+# `training.fit` is this loop, with what one wants around it: a progress bar with the current bound and the time left, evaluation on a test set, a table of what happened, checkpoints, other devices. One update of it is `learning.aevb_step`, fifteen lines that you can read.
+#
+# The two draw their batches and noise in different orders, so they do not agree to the last digit. After the same three epochs they should agree to a few nats out of more than a hundred.
+
+# %%
+torch.manual_seed(0)
+second = build(digits, BernoulliMLP, 20)
+adam = partial(training.adam, lr=2e-3)
+training.fit(second, digits.train, epochs=3, optimizer=adam, progress=False)
+
+by_hand = training.evaluate(first, digits.test).value.item()
+by_library = training.evaluate(second, digits.test).value.item()
+print("same bound within 8 nats:", abs(by_hand - by_library) < 8)
+
+# %% [markdown]
+# ## 2. Two data sets, two likelihoods
+#
+# The decoder's *distribution* is a statement about the data. Let us choose it with open eyes, because it decides what a nat means.
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), width_ratios=[1.55, 1])
+plotting.show_images(digits.test[:40], 10, "MNIST, 28 × 28 pixels", axes[0])
+frames = torch.linspace(0, len(faces.train) - 1, 36).long()
+plotting.show_images(faces.train[frames], 12, faces.title("Frey Face, 28 × 20 pixels"), axes[1])
+plt.show()
+
+# %% [markdown]
+# ### Digits: Bernoulli pixels, and what a grey level means
+#
+# A Bernoulli pixel is black or white. The digits have grey levels $x_i \in [0, 1]$. Like the paper, we put them into the formula as they are:
+#
+# $$ \log p(x|z) = \sum_i x_i \log y_i + (1 - x_i)\log(1 - y_i). $$
+#
+# One reading makes this honest: **a grey level is the probability that the pixel is white**. The formula is then the average log probability over all black-and-white images that we could draw from the grey one. It is a cross entropy, not the density of a grey image. So bounds on grey digits may be compared with each other, but never with bounds on binarised digits.
+#
+# Two numbers frame everything that follows.
+#
+# - **Without latents**, the best that independent pixels can do is the mean image. Its cross entropy is where a useless VAE ends up.
+# - **With a perfect decoder**, $y = x$, a grey image still costs its own entropy. No model gets the distortion below this floor.
+
+
+# %%
+def cross_entropy(x, y):
+    """Σ_i −x_i ln y_i − (1 − x_i) ln(1 − y_i), nats, (B,)."""
+    return torch.nn.functional.binary_cross_entropy(y, x, reduction="none").flatten(1).sum(-1)
+
+
+mean_digit = digits.train.mean(0).clamp(1e-4, 1 - 1e-4)  # (1, 28, 28)
+digits_without_latents = -cross_entropy(digits.test, mean_digit.expand_as(digits.test)).mean()
+floor = cross_entropy(digits.test, digits.test).mean()
+print(f"best bound without latents: {digits_without_latents:.0f} nats")
+print(f"distortion of a perfect decoder: {floor:.0f} nats")
+
+# %% [markdown]
+# ### Faces: Gaussian pixels, and why nats can be positive
+#
+# Skin comes in many greys, and none of them means "perhaps white". For Frey Face the decoder returns a Gaussian for each pixel: a mean, squashed into $(0, 1)$ by a sigmoid, and a variance, also learned, also a function of $z$.
+#
+# A Gaussian has a *density*, and a density may exceed one. Squeeze all probability into a range of a tenth, and the density there must be about ten. The log density of a pixel at its mean is $-\log(\sigma\sqrt{2\pi})$, positive as soon as $\sigma < 0.4$. Over hundreds of pixels this adds up to hundreds of positive nats. There is nothing wrong with a positive bound; only probabilities of *discrete* things stop at zero.
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.2))
+grey, widths = torch.linspace(0, 1, 400), {0.4: "dotted", 0.2: "dashed", 0.1: "solid"}
+for width, style in widths.items():
+    density = Normal(0.5, width).log_prob(grey).exp()
+    axes[0].plot(grey, density, color=COLORS["decoder"], linestyle=style, label=f"σ = {width}")
+axes[0].axhline(1, color=COLORS["data"], linewidth=1)
+axes[0].set(xlabel="grey level of one pixel", ylabel="density", title="A narrow density is above 1")
+axes[0].legend()
+width = torch.logspace(-2, 0, 200)
+per_pixel = -(width * math.sqrt(2 * math.pi * math.e)).log()
+axes[1].semilogx(width, 560 * per_pixel, color=COLORS["decoder"])
+axes[1].axhline(0, color=COLORS["data"], linewidth=1)
+axes[1].set(xlabel="typical error σ of a pixel", ylabel="log p(x|z) (nats per image)")
+axes[1].set_title("What 560 well-judged pixels are worth")
+plt.show()
+
+# %% [markdown]
+# The right picture translates: halve the typical error of every pixel, and the image gains $560 \ln 2 \approx 388$ nats. It also shows a danger. The curve never stops rising to the left. A pixel that never changes would let the model choose $\sigma \to 0$ and earn infinitely many nats for nothing.
+#
+# Grey levels come in steps of $1/255$, so a density finer than that describes our file format, not the face. The library therefore adds a small floor: $\sigma_i^2 = \sigma_{\min}^2 + e^{v_i}$ with $\sigma_{\min} = 0.01$, about two and a half grey steps. **The floor is ours, not the paper's.** It changes the numbers, so it belongs beside every bound on faces that you quote. With it the bound stays finite, and runs can be compared.
+#
+# Compared with a lossless file format, the density of $D$ pixels with 256 levels each corresponds to about $8 - \frac{\text{bound}}{D \ln 2}$ bits per pixel.
+
+# %% [markdown]
+# ## 3. Train
+#
+# One helper serves every model in this notebook. At classroom scale it uses Adam, which is quick. At paper scale it does what section 5 says: Adagrad, weights that start from $\mathcal N(0, 0.01)$, and the weight decay that follows from a prior $\mathcal N(0, I)$ on the weights. That prior adds $\frac12\|\theta\|^2$ to the loss of the whole data set, hence $\frac{1}{2N}\|\theta\|^2$ to the mean loss of one image.
+
+
+# %%
+def train(images, decoder, latents, epochs):
+    """A VAE trained at the scale in force, and its history."""
+    torch.manual_seed(0)
+    vae = build(images, decoder, latents)
+    decay = 1 / len(images.train)
+    adagrad = partial(torch.optim.Adagrad, lr=0.02, weight_decay=decay)
+    optimizer = scale(classroom=partial(training.adam, lr=2e-3), paper=adagrad)
+    scale(classroom=lambda model: model, paper=init_normal_)(vae)
+    options = dict(evaluate_every=max(1, epochs // 20), progress=scale(classroom=False, paper=True))
+    history = training.fit(
+        vae, images.train, epochs=epochs, test=images.test, optimizer=optimizer, **options
+    )
+    print(f"{latents:2} latents: test bound {history['test_bound'][-1]:.1f} nats")
+    return vae, history
+
+
+# %% [markdown]
+# First the digits. The models with 2 and with 20 latents get more epochs than the others, because we look at them most closely. Expect to wait about half a minute.
+
+# %% tags=["nbval-ignore-output"]
+epochs = scale(classroom={2: 40, 5: 10, 10: 10, 20: 40}, paper=dict.fromkeys((2, 5, 10, 20), 170))
+digit_runs = {n: train(digits, BernoulliMLP, n, e) for n, e in epochs.items()}
+digit_vaes = {n: vae for n, (vae, _) in digit_runs.items()}
+
+# %% [markdown]
+# Now the faces. There are fewer of them, so an epoch is shorter and we take more.
+
+# %% tags=["nbval-ignore-output"]
+epochs = scale(classroom={2: 90, 5: 40, 10: 40, 20: 40}, paper=dict.fromkeys((2, 5, 10, 20), 6000))
+face_runs = {n: train(faces, GaussianMLP, n, e) for n, e in epochs.items()}
+face_vaes = {n: vae for n, (vae, _) in face_runs.items()}
+
+# %% [markdown]
+# ### Learning curves
+#
+# We plot the bound against the number of training images *seen*, not against seconds: that number is the same on every machine, and it is the axis of the paper's figure 2. The grey line is the best bound without latents: a single Gaussian per pixel for the faces, the mean image for the digits.
+
+# %%
+spread = (faces.train.var(0) + 0.01**2).sqrt()
+alone = Normal(faces.train.mean(0), spread).log_prob(faces.test)
+faces_without_latents = alone.flatten(1).sum(-1).mean()
+
+figure, axes = plt.subplots(1, 2, figsize=(12, 4.4))
+for ax, runs, base in zip(
+    axes, (digit_runs, face_runs), (digits_without_latents, faces_without_latents), strict=True
+):
+    histories = {f"{n} latents": history.rows for n, (_, history) in runs.items()}
+    plotting.learning_curves(histories, ax)
+    ax.axhline(base, color=COLORS["bound"], linewidth=1.5, linestyle="dotted", label="no latents")
+    ax.legend(fontsize=9)
+axes[0].set(title="MNIST: the bound climbs", ylim=(-220, None))
+axes[1].set(title=faces.title("Frey Face") + ": so does this", ylim=(faces_without_latents - 100, None))
+plt.show()
+
+# %% [markdown]
+# What to see: every curve passes the line "no latents" early. More latents help on the digits, and the solid test curve stays below the dashed training curve, because the encoder and the decoder know their training images a little too well. That gap is small for the first epochs and grows towards the end; with only a few thousand digits this is no surprise. The axis of images seen is logarithmic: the last stretch of the curve costs most of the time.
+#
+# ### Rate and distortion apart
+#
+# The bound is a sum, and its two parts tell different stories.
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(12, 4), sharex=True)
+for n, style in {2: "dashed", 20: "solid"}.items():
+    history = digit_runs[n][1]
+    for ax, part in zip(axes, ("distortion", "rate"), strict=True):
+        label = f"{n} latents"
+        ax.plot(history["samples"], history[f"train_{part}"], style, color=COLORS[part], label=label)
+axes[0].axhline(floor, color=COLORS["data"], linestyle="dotted", label="perfect decoder")
+axes[0].set(title="MNIST: distortion falls …", ylabel="distortion (nats per image)", xscale="log")
+axes[1].set(title="… because the rate buys information", ylabel="rate (nats per image)")
+for ax in axes:
+    ax.set_xlabel("training images seen")
+    ax.legend()
+plt.show()
+
+# %% [markdown]
+# What to see: the rate jumps up within the first epochs and then stays nearly level. The model quickly finds out how much is worth saying, and spends the rest of the time on saying it well. With two latents the rate is small: a plane has little room, so every image gets a wide share of it.
+#
+# ## 4. The latent plane (figure 4)
+#
+# With two latents we can look at *everything* the decoder knows. Which points of the plane should we decode? The prior is dense at the origin and thin far out, so an even grid over the plane would waste most of its points. Instead take an even grid over the unit square and send both coordinates through the inverse of the Gaussian's distribution function, $z = \Phi^{-1}(u)$. Each cell of the picture then stands for the same prior probability. `plotting.latent_grid` does just that.
+
+# %%
+grid = plotting.latent_grid(18)  # (324, 2)
+with torch.no_grad():
+    digit_map = digit_vaes[2].decoder(grid).mean  # (324, 1, 28, 28)
+figure, ax = plt.subplots(figsize=(7, 7))
+plotting.show_manifold(digit_map, "MNIST: all that two latents can say", ax)
+plotting.save_figure(figure, "03_manifold_mnist")
+plt.show()
+
+# %%
+with torch.no_grad():
+    face_map = face_vaes[2].decoder(plotting.latent_grid(15)).mean  # (225, 1, 28, 20)
+figure, ax = plt.subplots(figsize=(6, 8))
+plotting.show_manifold(face_map, faces.title("Frey Face") + ": pose and expression, unfolded", ax)
+plotting.save_figure(figure, "03_manifold_frey")
+plt.show()
+
+# %% [markdown]
+# What to see: nobody told the model what a digit or a smile is. Yet zeros, ones and sevens have their own countries, and neighbours are relatives: where the nines end, sevens and fours begin. On the border the decoder draws something in between, which is blurred because it is an average. In the face map one direction changes the expression and another the pose, though they need not follow the axes: the bound does not change if we turn the plane.
+#
+# **Smooth, in a number.** Compare how much the picture changes from one cell to the next with how much two cells picked at random differ, as mean squared differences. A smooth map has a ratio far below one. A map that scatters images without order has a ratio of about one.
+
+
+# %%
+def roughness(pictures):
+    """Mean squared change between neighbours over that between random pairs, ~1 if unordered."""
+    rows = round(len(pictures) ** 0.5)
+    table = pictures.flatten(1).unflatten(0, (rows, rows))  # (rows, rows, pixels)
+    right, down = table.diff(dim=1).square().mean(), table.diff(dim=0).square().mean()
+    return float((right + down) / 2 / (2 * pictures.var(0, unbiased=False).mean()))
+
+
+shuffled = digit_map[torch.randperm(len(digit_map))]
+print("digits and faces below 0.3:", roughness(digit_map) < 0.3, roughness(face_map) < 0.3)
+print("shuffled digits above 0.8:", roughness(shuffled) > 0.8)
+
+# %% [markdown]
+# (Two random pictures differ by twice the variance: that is the denominator.)
+#
+# ### Walk on the map
+#
+# With a running kernel, move the sliders. They are the two coordinates of the map above, from 0 to 1.
+
+# %% tags=["nbval-ignore-output"]
+quantile = partial(FloatSlider, min=0.01, max=0.99, step=0.01, value=0.5)
+
+
+@interact(first=quantile(description="z₁ quantile"), second=quantile(description="z₂ quantile"))
+def walk(first, second):
+    """Decode one point of the plane with both models."""
+    z = torch.special.ndtri(torch.tensor([[first, second]]))
+    figure, axes = plt.subplots(1, 2, figsize=(5, 2.6))
+    for ax, vae in zip(axes, (digit_vaes[2], face_vaes[2]), strict=True):
+        plotting.show_images(vae.decoder(z).mean, ax=ax)
+    plt.show()
+
+
+# %% [markdown]
+# Without a kernel, here is one walk: along the diagonal of the unit square, from the lower left to the upper right.
+
+# %%
+steps = torch.linspace(0.03, 0.97, 12)
+diagonal = torch.special.ndtri(torch.stack([steps, steps], dim=-1))  # (12, 2)
+with torch.no_grad():
+    digit_walk = digit_vaes[2].decoder(diagonal).mean
+    face_walk = face_vaes[2].decoder(diagonal).mean
+figure, axes = plt.subplots(2, 1, figsize=(10, 2.7))
+plotting.show_images(digit_walk, 12, "One walk along the diagonal: MNIST", axes[0])
+plotting.show_images(face_walk, 12, faces.title("Frey Face"), axes[1])
+plt.show()
+
+# %% [markdown]
+# ### Where the encoder puts the images
+#
+# The map shows what the decoder *could* draw. The encoder tells us where real test images live. Left: the posterior means in the plane. Right: the same points through $\Phi$, so that they lie on the map above.
+
+# %%
+with torch.no_grad():
+    means = digit_vaes[2].encoder(digits.test[:1000]).loc  # (1000, 2)
+figure, axes = plt.subplots(1, 2, figsize=(12, 5.6))
+plotting.latent_scatter(means, digits.test_labels[:1000], axes[0])
+plotting.latent_scatter(torch.special.ndtr(means), digits.test_labels[:1000], axes[1])
+axes[0].set_title("MNIST test digits in the plane: classes without labels")
+axes[1].set(title="The same on the unit square", xlabel="quantile of $z_1$", ylabel="quantile of $z_2$")
+plt.show()
+
+# %% [markdown]
+# What to see: the classes separate, although no label was used in training; the colours were added afterwards. Some classes overlap, in the same places where the map is blurred. And the points fill the unit square fairly evenly: that is the work of the rate, which pulls the codes of all images together towards the prior. Were there a large hole, samples from the prior would fall into it and look like nothing.
+#
+# ## 5. Samples (figure 5)
+#
+# To generate, forget the encoder: draw $z$ from the prior, decode. Like the paper we show the decoder's mean, not a further draw of every pixel.
+
+# %%
+torch.manual_seed(1)
+figure, axes = plt.subplots(2, 4, figsize=(12, 6.6), height_ratios=[1, 1.36])
+for column, n in enumerate(digit_vaes):
+    samples = digit_vaes[n].sample(64, mean=True), face_vaes[n].sample(64, mean=True)
+    plotting.show_images(samples[0], 8, f"MNIST, {n} latents", axes[0, column])
+    plotting.show_images(samples[1], 8, f"{n} latents", axes[1, column])
+axes[1, 0].set_ylabel(faces.title("Frey Face"))
+plotting.save_figure(figure, "03_samples")
+plt.show()
+
+# %% [markdown]
+# What to see: more latents give sharper and more varied strokes, and also more samples that are no digit at all. Two latents must be used fully, so nearly every point of the plane is a plausible picture. In twenty dimensions the images occupy a small part of the prior's mass, and a draw from the prior may miss it. A better bound is not the same as prettier samples.
+#
+# ## 6. Reconstruction
+#
+# Encode a test image, decode its code. The yardstick is the *mean image*: the best guess of someone who never sees the image.
+
+
+# %%
+def error(images, guess):
+    """Mean squared error per pixel."""
+    return float((images - guess).square().mean())
+
+
+torch.manual_seed(2)
+x, y = digits.test[:10], faces.test[:: len(faces.test) // 10][:10]
+rows = {
+    "data": x,
+    "2 latents": digit_vaes[2].reconstruct(x, mean=True),
+    "20 latents": digit_vaes[20].reconstruct(x, mean=True),
+    "mean image": digits.train.mean(0).expand_as(x),
+}
+plotting.show_rows(rows, "MNIST test digits: twenty latents keep the handwriting")
+plt.show()
+
+# %%
+rows = {
+    "data": y,
+    "2 latents": face_vaes[2].reconstruct(y, mean=True),
+    "20 latents": face_vaes[20].reconstruct(y, mean=True),
+    "mean image": faces.train.mean(0).expand_as(y),
+}
+plotting.show_rows(rows, faces.title("Frey Face") + ": test frames and what the code keeps")
+plt.show()
+
+# %%
+gain = {}
+for name, images, vaes in (("digits", digits, digit_vaes), ("faces", faces, face_vaes)):
+    baseline = error(images.test, images.train.mean(0))
+    gain[name] = baseline / error(images.test, vaes[20].reconstruct(images.test, mean=True))
+    print(f"{name}: the 20-latent model at least halves the error:", gain[name] > 2)
+
+# %% [markdown]
+# ### Interpolation
+#
+# Blend two images pixel by pixel, and you see a double exposure. Blend their *codes*, and every picture on the way is something the model has learned to draw.
+
+# %%
+steps = torch.linspace(0, 1, 9).view(-1, 1)  # (9, 1)
+left, right = digits.test[[3]], digits.test[[8]]
+with torch.no_grad():
+    start, end = (digit_vaes[20].encoder(image).loc for image in (left, right))
+    blended_codes = digit_vaes[20].decoder((1 - steps) * start + steps * end).mean
+blended_pixels = (1 - steps.view(-1, 1, 1, 1)) * left + steps.view(-1, 1, 1, 1) * right
+rows = {"pixels": blended_pixels, "codes": blended_codes}
+plotting.show_rows(rows, "From 3 to 8: double exposure against one moving stroke")
+plt.show()
+
+# %% [markdown]
+# ## 7. What the latents carry
+#
+# The rate is a sum over latents, so we can ask each latent for its share. First the whole price list: one bound, split, in nats and in bits (divide by $\ln 2$).
+
+# %% tags=["nbval-ignore-output"]
+bounds = {n: training.evaluate(vae, digits.test, samples=5) for n, vae in digit_vaes.items()}
+print("latents   distortion        rate              bound")
+for n, bound in bounds.items():
+    parts = (bound.distortion, bound.rate, bound.value)
+    nats_and_bits = [f"{part:7.1f} ({part / math.log(2):6.1f})" for part in parts]
+    print(f"{n:7}  " + "  ".join(nats_and_bits))
+print("nats per image, bits in brackets")
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(12, 4))
+names = [f"{n} latents" for n in bounds]
+distortion = [float(bound.distortion) for bound in bounds.values()]
+rate = [float(bound.rate) for bound in bounds.values()]
+axes[0].barh(names, distortion, color=COLORS["distortion"], label="distortion")
+axes[0].barh(names, rate, left=distortion, color=COLORS["rate"], label="rate")
+axes[0].axvline(floor, color=COLORS["data"], linestyle="dotted", label="perfect decoder")
+axes[0].set(title="MNIST: a nat of rate saves more than a nat", xlabel="nats per image", xlim=(0, 250))
+axes[0].legend(loc="upper right")
+with torch.no_grad():
+    q = digit_vaes[20].encoder(digits.test)
+shares = kl_divergence(Normal(q.loc, q.scale), Normal(0.0, 1.0)).mean(0).sort(descending=True).values
+axes[1].bar(range(1, 21), shares, color=COLORS["rate"])
+axes[1].set(title="Who carries the rate of the 20-latent model?", xlabel="latent, sorted")
+axes[1].set(ylabel="rate (nats per image)", xticks=[1, 5, 10, 15, 20])
+plt.show()
+
+# %% [markdown]
+# What to see on the left: a model may always leave a latent unused and pay nothing. It uses one when a nat of rate saves more than one nat of distortion. Each step from 2 to 20 latents buys rate and saves more distortion than it costs. The dotted floor is closer than it seemed: much of the distortion is the grey of the digits, which nobody can predict away.
+#
+# On the right: the rate is not shared equally. A latent with a rate near zero has a posterior equal to the prior; it says nothing, and the decoder ignores it. Such latents cost nothing, which is why superfluous ones do little harm (the paper's figure 2 makes this point with 200 latents). When *all* latents fall silent, one speaks of posterior collapse. It will be our problem in the second half of this course.
+#
+# ## 8. Put the recognition model to work
+#
+# Section 2 of the paper names what inference is good for: denoising, inpainting, super-resolution. The recognition model makes each of them a matter of a few lines.
+#
+# **Denoising.** Encode the noisy image, decode. The code has no room for noise, so what comes back is the nearest clean digit the model can think of.
+
+# %%
+torch.manual_seed(3)
+clean, mean_image = digits.test[:500], digits.train.mean(0)
+levels = torch.linspace(0, 1.2, 13).tolist()
+noisy = {s: (clean + s * torch.randn_like(clean)).clamp(0, 1) for s in levels}
+denoised = {s: digit_vaes[20].reconstruct(x, mean=True) for s, x in noisy.items()}
+errors = {
+    "noisy image": [error(clean, noisy[s]) for s in levels],
+    "encode, then decode": [error(clean, denoised[s]) for s in levels],
+}
+shown = levels[5]
+rows = {"data": clean[:10], "noisy": noisy[shown][:10], "denoised": denoised[shown][:10]}
+plotting.show_rows(rows, f"Denoising: noise of standard deviation {shown:.1f}")
+plt.show()
+
+# %%
+figure, ax = plt.subplots(figsize=(7, 4))
+for (name, values), color in zip(errors.items(), ("data", "decoder"), strict=True):
+    ax.plot(levels, values, color=COLORS[color], label=name)
+ax.axhline(error(clean, mean_image), color=COLORS["bound"], linestyle="dashed", label="mean image")
+ax.set(xlabel="standard deviation of the noise", ylabel="squared error per pixel")
+ax.set_title("Denoising helps in the middle, not at either end")
+ax.legend()
+plt.show()
+
+# %% [markdown]
+# What to see, from left to right. With **no noise** the image itself is perfect and the detour through twenty numbers only loses detail. In the **middle** the code throws the noise away and keeps the digit. With **much noise** the curve climbs towards the mean image or beyond it. The encoder has never seen such input, so its posterior is confident and wrong, and the decoder draws a clean picture of some *other* digit. A blurred mean image is at least never far off.
+#
+# **Inpainting.** Now part of the image is missing. Alternate between the two networks: guess the missing pixels (at first the mean image), draw $z$ from $q(z|\text{guess})$, decode, put the known pixels back, repeat. Each round pulls the guess towards images in which the hidden part fits the visible one. Were $q$ the exact posterior, and each guess a draw of the pixels instead of their mean, this would be a Gibbs sampler of the hidden pixels (Rezende et al., 2014).
+
+
+# %%
+@torch.no_grad()
+def inpaint(vae, x, known, start, rounds=20):
+    """Fill in x where ``known`` is false; alternate q(z|x) and p(x|z), clamp what is known."""
+    guess = torch.where(known, x, start)
+    for _ in range(rounds):
+        z = vae.encoder(guess).sample()
+        guess = torch.where(known, x, vae.decoder(z).mean)
+    return guess
+
+
+def hide_rows(images, first, last):
+    """True where a pixel is known: everywhere but rows first … last − 1. (1, height, width)"""
+    known = torch.ones_like(images[0], dtype=torch.bool)
+    known[:, first:last] = False
+    return known
+
+
+# %%
+torch.manual_seed(4)
+known = hide_rows(digits.test, 14, 28)
+hidden_view = torch.where(known, clean, 0.5)
+filled = inpaint(digit_vaes[20], clean, known, mean_image)
+patched = torch.where(known, clean, mean_image)
+rows = {"data": clean, "seen": hidden_view, "inpainted": filled, "mean image": patched}
+rows = {name: images[:10] for name, images in rows.items()}
+plotting.show_rows(rows, "Inpainting: the lower half from the upper half")
+plt.show()
+
+# %%
+torch.manual_seed(5)
+known_face = hide_rows(faces.test, 16, 24)  # the mouth
+mean_face = faces.train.mean(0)
+filled_faces = inpaint(face_vaes[20], faces.test, known_face, mean_face)
+patched_faces = torch.where(known_face, faces.test, mean_face)
+rows = {
+    "data": faces.test,
+    "seen": torch.where(known_face, faces.test, 0.5),
+    "inpainted": filled_faces,
+    "mean image": patched_faces,
+}
+rows = {name: images[:: len(faces.test) // 10][:10] for name, images in rows.items()}
+plotting.show_rows(rows, faces.title("Frey Face") + ": the mouth from the rest")
+plt.show()
+
+# %% [markdown]
+# How far does it carry? Hide more and more rows of the digits from below, and compare with the mean image on the hidden pixels only.
+
+# %%
+torch.manual_seed(6)
+hidden_rows = [4, 8, 12, 14, 16, 18, 20, 22, 24]
+inpainting = {"inpainted": [], "mean image": []}
+for count in hidden_rows:
+    unknown = ~hide_rows(digits.test, 28 - count, 28).expand_as(clean)
+    guess = inpaint(digit_vaes[20], clean, ~unknown, mean_image)
+    inpainting["inpainted"].append(error(clean[unknown], guess[unknown]))
+    average = mean_image.expand_as(clean)[unknown]
+    inpainting["mean image"].append(error(clean[unknown], average))
+
+figure, ax = plt.subplots(figsize=(7, 4))
+ax.plot(hidden_rows, inpainting["inpainted"], color=COLORS["decoder"], label="inpainted")
+ax.plot(hidden_rows, inpainting["mean image"], "--", color=COLORS["bound"], label="mean image")
+ax.set(xlabel="rows hidden, of 28, from below", ylabel="squared error of hidden pixels")
+ax.set_title("The less is seen, the less a sure answer helps")
+ax.legend()
+plt.show()
+
+# %% [markdown]
+# What to see: while enough is visible, the model completes the stroke and beats the mean image. When little is left, a 3, an 8 and a 9 may share the same top. The chain then settles on *one* sharp answer, often a wrong one, and the blurred average wins in squared error. A single completion hides how uncertain it is. Run the chain several times and compare the answers before you trust one.
+#
+# ## 9. Save, stop, go on
+#
+# Long runs get interrupted. Give `fit` a `checkpoint`, and it rewrites that file after every epoch: weights, optimiser, history and the state of the random numbers. Ctrl-C (or *Interrupt* in Jupyter) stops after the current update and keeps what was trained. The same call again goes on from there. The result is the same, bit for bit, as if the run had never stopped. Here 2 epochs, a stop, and 2 more, against 4 in one go:
+
+# %%
+few = digits.train[:1000]
+
+
+def short_run(epochs, checkpoint=None):
+    """A small model after so many epochs in all."""
+    torch.manual_seed(7)
+    vae = build(digits, BernoulliMLP, 2)
+    training.fit(vae, few, epochs=epochs, checkpoint=checkpoint, progress=False)
+    return vae.state_dict()
+
+
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "run.ckpt"
+    short_run(2, path)  # imagine Ctrl-C here
+    resumed = short_run(4, path)
+straight = short_run(4)
+print("resumed equals uninterrupted:", all(torch.equal(resumed[k], straight[k]) for k in straight))
+
+# %% [markdown]
+# To keep only the model, `torch.save(vae.state_dict(), path)`; to get it back, build the same VAE and call `vae.load_state_dict(torch.load(path, weights_only=True))`.
+#
+# ## Claims
+#
+# What this notebook says, checked. A run in which one of these fails stops with an error.
+
+# %%
+for name, runs, margin in (("digits", digit_runs, 30), ("faces", face_runs, 100)):
+    rises = [
+        history[f"{part}_bound"][-1] > next(b for b in history[f"{part}_bound"] if b == b) + margin
+        for _, history in runs.values()
+        for part in ("train", "test")
+    ]
+    print(f"{name}: every bound, train and test, rises by more than {margin} nats: {all(rises)}")
+    assert all(rises)
+
+test_bound = {n: history["test_bound"][-1] for n, (_, history) in digit_runs.items()}
+print("digits: the 20-latent test bound is better than −120 nats:", test_bound[20] > -120)
+assert test_bound[20] > -120
+print("digits: 20 latents beat 2 by more than 25 nats:", test_bound[20] > test_bound[2] + 25)
+assert test_bound[20] > test_bound[2] + 25
+
+# %%
+smooth = {"digits": roughness(digit_map) < 0.3, "faces": roughness(face_map) < 0.3}
+print("both maps change between neighbours by less than 0.3 of a random change:", smooth)
+assert all(smooth.values())
+
+nearest = torch.cdist(digit_map.flatten(1), digits.train.flatten(1)).argmin(1)  # (324,)
+found = digits.train_labels[nearest].unique()
+print("at least 7 of the 10 digits have a country on the map:", len(found) >= 7)
+assert len(found) >= 7
+
+print("reconstruction error below half of the mean image's:", {k: v > 2 for k, v in gain.items()})
+assert min(gain.values()) > 2
+
+# %%
+middle = levels.index(shown)
+denoising_helps = errors["encode, then decode"][middle] < 0.7 * errors["noisy image"][middle]
+denoising_hurts = errors["encode, then decode"][0] > errors["noisy image"][0]
+print("denoising helps in the middle and hurts a clean image:", denoising_helps, denoising_hurts)
+assert denoising_helps and denoising_hurts
+
+half = hidden_rows.index(8)
+better = inpainting["inpainted"][half] < 0.9 * inpainting["mean image"][half]
+print("inpainting 8 hidden rows beats the mean image by a tenth:", better)
+assert better
+better = error(faces.test, filled_faces) < 0.9 * error(faces.test, patched_faces)
+print("inpainting the mouth beats the mean image by a tenth:", better)
+assert better
+
+# %% [markdown]
+# ## Exercises
+#
+# Each stub returns `...`; replace it. The check below it compares *yours* with *true*. Solutions are in `notebooks/solutions/03_train_a_vae.py`.
+
+
+# %%
+def check(yours, true, tolerance=1e-3):
+    """Compare two numbers and say what came out."""
+    if yours is ...:
+        print("not yet: replace the ... above")
+    else:
+        verdict = "right" if abs(float(yours) - float(true)) <= tolerance else "not yet"
+        print(f"yours {float(yours):.4f}   true {float(true):.4f}   {verdict}")
+
+
+# %% [markdown]
+# **1. A price on the rate.** Write the loss with a weight β on the rate: the mean over the batch of distortion + β · rate, in nats. Write the rate yourself. Then train with β = 4 (change one line of the loop in section 1): what happens to the rate, the reconstructions, the samples?
+
+
+# %%
+def weighted_loss(q, likelihood, x, beta):
+    """Mean of distortion + beta · rate over the batch, nats. q has .loc and .scale."""
+    return ...
+
+
+torch.manual_seed(0)
+test_vae = build(digits, BernoulliMLP, 3)
+q = test_vae.encoder(digits.test[:8])
+likelihood = test_vae.decoder(q.loc)
+true = (-likelihood.log_prob(digits.test[:8]) + 4 * kl_divergence(q, test_vae.prior())).mean()
+check(weighted_loss(q, likelihood, digits.test[:8], beta=4), true)
+
+
+# %% [markdown]
+# **2. Bits per pixel.** Turn a bound on faces (nats per image, a density over grey levels in [0, 1]) into bits per pixel of a file with 256 levels. How does your best model compare with 8 bits, the raw file?
+
+
+# %%
+def bits_per_pixel(bound, pixels, levels=256):
+    """Bits per pixel of the discretised image, from a density's bound in nats per image."""
+    return ...
+
+
+check(bits_per_pixel(1000.0, pixels=560), 5.4238)
+
+# %% [markdown]
+# **3. One sample or ten?** By how much does the standard deviation of the estimated distortion of *one* image shrink when $L = 10$ samples replace $L = 1$? Guess first. Measure it with `vae.elbo(x, samples=L).distortion` on many copies of one image: `x.expand(2000, -1, -1, -1)` gives 2,000 independent estimates at once. Then argue why the paper still uses $L = 1$.
+
+
+# %%
+def noise_ratio(vae, x):
+    """Standard deviation of the distortion estimate with L = 1 over that with L = 10."""
+    return ...
+
+
+torch.manual_seed(0)
+check(noise_ratio(digit_vaes[20], digits.test[:1]), math.sqrt(10), tolerance=0.4)
+
+
+# %% [markdown]
+# **4. Binary digits.** Write the function to pass to `training.fit(…, transform=…)` that draws fresh black-and-white digits, each pixel white with the probability that its grey level gives (`data.binarize` may help). What is the distortion of a perfect decoder now? Train ten epochs on binary digits and compare the rate with the grey ones. Then replace `vae.encoder.network` by an `MLP` with `torch.nn.ReLU`: does the activation matter?
+
+
+# %%
+def draw_binary(x):
+    """Black-and-white images drawn from the grey ones, same shape."""
+    return ...
+
+
+torch.manual_seed(0)
+copies = draw_binary(digits.test[:1].expand(2000, -1, -1, -1))
+check(... if copies is ... else copies.mean(), digits.test[0].mean(), tolerance=2e-3)
+check(... if copies is ... else ((copies == 0) | (copies == 1)).float().mean(), 1)
+
+
+# %% [markdown]
+# **5. Do two posteriors overlap?** The Bhattacharyya coefficient $\int \sqrt{q_1(z)\,q_2(z)}\,dz$ is 1 for equal distributions and 0 for disjoint ones. For two Gaussians in one dimension it is $\sqrt{\frac{2\sigma_1\sigma_2}{\sigma_1^2+\sigma_2^2}}\;\exp\!\big(-\frac{(\mu_1-\mu_2)^2}{4(\sigma_1^2+\sigma_2^2)}\big)$. Write it for diagonal Gaussians. Then find, in the 2-latent model, the test digit that overlaps most with the first one of *another* class: can you see why?
+
+
+# %%
+def overlap(q1, q2):
+    """Bhattacharyya coefficient of two diagonal Gaussians with .loc and .scale (latents,)."""
+    return ...
+
+
+torch.manual_seed(0)
+q1 = Normal(torch.tensor([0.3, -1.0]), torch.tensor([0.5, 0.2]))
+q2 = Normal(torch.tensor([0.0, -0.8]), torch.tensor([0.3, 0.4]))
+z = q1.sample((200_000,))
+check(overlap(q1, q2), (0.5 * (q2.log_prob(z) - q1.log_prob(z)).sum(-1)).exp().mean(), 5e-3)
+
+# %% [markdown]
+# ## Further reading
+#
+# - D. P. Kingma, M. Welling (2013). *Auto-Encoding Variational Bayes.* arXiv:1312.6114. The paper of this notebook; section 2.3 has algorithm 1, appendix B the closed form of the rate, appendix C the networks.
+# - D. J. Rezende, S. Mohamed, D. Wierstra (2014). *Stochastic Backpropagation and Approximate Inference in Deep Generative Models.* ICML; arXiv:1401.4082. The same idea found independently, and inpainting as a Markov chain.
+# - D. P. Kingma, M. Welling (2019). *An Introduction to Variational Autoencoders.* Foundations and Trends in Machine Learning 12(4); arXiv:1906.02691. The authors' own textbook chapter.
+# - I. Higgins et al. (2017). *beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework.* ICLR. The weight on the rate of exercise 1.
+# - A. A. Alemi et al. (2018). *Fixing a Broken ELBO.* ICML; arXiv:1711.00464. Rate and distortion as the two axes on which to judge a VAE.
+# - D. P. Kingma, J. Ba (2015). *Adam: A Method for Stochastic Optimization.* ICLR; arXiv:1412.6980. The optimiser used here at classroom scale.
+#
+# **Next**: notebook 04 races AEVB against the wake-sleep algorithm.

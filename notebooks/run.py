@@ -1,0 +1,98 @@
+"""Run notebooks in place, each from a fresh kernel: ``python notebooks/run.py [NOTEBOOK ...]``.
+
+Without a name, every notebook is run, in the order of the course. Each prints one line: its
+name, the seconds it took, and ``ok`` or ``FAILED`` with the cell and its error. The file of a
+notebook that failed is left as it was. The exit status is 1 if any failed.
+
+Warnings (what cells write to stderr) are shown here and not stored: they differ between
+machines. So do progress bars, which are not shown either.
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+from pairs import notebooks, write_notebook
+
+CELL_SECONDS = 1800  # a cell that takes longer hangs
+PROGRESS_BAR = re.compile(r"\d+%\||\d+(it|s|batch)?/s\b|\bit/s|\bs/it")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def take_warnings(notebook: NotebookNode) -> list[str]:
+    """Remove what was written to stderr -> its lines, progress bars left out."""
+    lines = []
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        kept = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for output in cell.outputs:
+            if output.get("name") == "stderr":
+                lines += re.split(r"[\r\n]+", COLOUR.sub("", output.text))
+        cell.outputs = kept
+        cell.metadata.pop("execution", None)
+    return [line for line in lines if line.strip() and not PROGRESS_BAR.search(line)]
+
+
+def what_failed(notebook: NotebookNode, error: Exception) -> str:
+    """Name the cell in which a run ended, and the error."""
+    for number, cell in enumerate(notebook.cells, 1):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                trace = COLOUR.sub("", "\n".join(output.traceback))
+                return f"cell {number} of {len(notebook.cells)}:\n{trace}"
+    return COLOUR.sub("", str(error))
+
+
+def run(path: Path) -> bool:
+    """Run one notebook, print its line, store its outputs if it passed -> whether it passed."""
+    print(f"{path.stem:<40} ", end="", flush=True)
+    start = time.perf_counter()
+    notebook = nbformat.read(path, 4)
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        record_timing=False,  # no time stamps: the same run gives the same file
+        store_widget_state=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    try:
+        client.execute()
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        print(f"{time.perf_counter() - start:6.1f} s  FAILED", flush=True)
+        print(what_failed(notebook, error), flush=True)
+        return False
+    warnings = take_warnings(notebook)
+    write_notebook(path, notebook)
+    print(f"{time.perf_counter() - start:6.1f} s  ok", flush=True)
+    for line in warnings:
+        print(f"    {line}", flush=True)
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run notebooks in place.")
+    parser.add_argument("notebook", nargs="*", type=Path, help="default: every notebook")
+    chosen = [path.resolve() for path in parser.parse_args().notebook] or notebooks()
+    missing = [str(path) for path in chosen if not path.is_file()]
+    if missing or not chosen:
+        print(f"expected notebooks, got no such file: {', '.join(missing) or 'none at all'}")
+        return 1
+    # No settings from the outside may change a figure.
+    os.environ.pop("MPLBACKEND", None)
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    failed = [path.stem for path in chosen if not run(path)]
+    print(f"{len(chosen) - len(failed)} passed, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""What every test shares: a fixed seed, no window, no setting from the outside."""
+
+import random
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "notebooks"))  # pairs.py and run.py, the notebooks' tools
+
+matplotlib.use("Agg")
+
+# The same examples on every run, and nothing written; a deadline would measure the machine.
+settings.register_profile("house", derandomize=True, database=None, deadline=None)
+settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def same_start(monkeypatch):
+    """Each test starts from one seed and the classroom scale, whatever ran before it."""
+    monkeypatch.delenv("VAELIB_SCALE", raising=False)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries that still use numpy's global generator
+    torch.manual_seed(0)

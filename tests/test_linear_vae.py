@@ -1,0 +1,137 @@
+"""Probabilistic PCA: its own formulas against independent ones, and the bound at its optimum."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from torch.distributions import kl_divergence
+
+from vaelib.linear_vae import PPCA, linear_vae
+
+
+def random_ppca(dims=6, latents=2, noise_variance=0.3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(dims, latents, generator=generator).double()
+    return PPCA(weight, torch.randn(dims, generator=generator).double(), noise_variance)
+
+
+def data(n=500, seed=1):
+    torch.manual_seed(seed)
+    return random_ppca().marginal().sample((n,))
+
+
+def test_log_prob_is_that_of_scipy():
+    model, x = random_ppca(), data(20)
+    covariance = model.weight @ model.weight.T + model.noise_variance * torch.eye(6)
+    expected = multivariate_normal(model.mean, covariance).logpdf(x)
+    torch.testing.assert_close(model.log_prob(x), torch.from_numpy(expected))
+
+
+def test_posterior_obeys_bayes_rule():
+    model, x = random_ppca(), data(5)
+    z = torch.randn(5, 2).double()
+    prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    noise = torch.distributions.Normal(z @ model.weight.T + model.mean, model.noise_variance.sqrt())
+    joint = prior + noise.log_prob(x).sum(-1)
+    torch.testing.assert_close(joint - model.posterior(x).log_prob(z), model.log_prob(x))
+
+
+def test_fit_is_a_maximum_of_the_likelihood():
+    x = data()
+    model = PPCA.fit(x, 2)
+    best = model.log_prob(x).mean()
+    torch.manual_seed(0)
+    for _ in range(20):
+        nearby = PPCA(
+            model.weight + 0.01 * torch.randn_like(model.weight),
+            model.mean + 0.01 * torch.randn_like(model.mean),
+            model.noise_variance * math.exp(0.01 * torch.randn(()).item()),
+        )
+        assert nearby.log_prob(x).mean() < best
+    gradient_at = [t.clone().requires_grad_() for t in (model.weight, model.mean)]
+    PPCA(*gradient_at, model.noise_variance).log_prob(x).mean().backward()
+    assert max(t.grad.abs().max() for t in gradient_at) < 1e-10
+
+
+def test_fit_recovers_the_covariance_it_came_from():
+    x, truth = data(200_000), random_ppca()
+    fitted = PPCA.fit(x, 2)
+    # Standard errors of a covariance entry here are near 0.01.
+    assert (
+        fitted.marginal().covariance_matrix - truth.marginal().covariance_matrix
+    ).abs().max() < 0.05
+    assert fitted.noise_variance.item() == pytest.approx(0.3, abs=0.01)
+
+
+def test_the_vae_at_the_optimum_has_the_exact_posterior_and_no_gap():
+    x = data()
+    model = PPCA.fit(x, 2)
+    vae = model.as_vae()
+    q, exact = vae.encoder(x), model.posterior(x)
+    torch.testing.assert_close(q.loc, exact.loc)
+    torch.testing.assert_close(torch.diag_embed(q.scale.square()), exact.covariance_matrix)
+    torch.manual_seed(0)
+    # With q the posterior, log p(x|z) + log p(z) − log q(z|x) is log p(x) for every single z.
+    bound = vae.elbo(x, samples=1, estimator="A").value
+    torch.testing.assert_close(bound, model.log_prob(x))
+
+
+def test_the_gap_is_the_divergence_to_the_posterior():
+    model, x = random_ppca(), data(50)
+    vae = model.as_vae()
+    with torch.no_grad():  # a worse encoder, so that there is a gap to see
+        vae.encoder.log_scale += 0.5
+        vae.encoder.loc.bias += 0.1
+    q, exact = vae.encoder(x), model.posterior(x)
+    torch.manual_seed(0)
+    dense = torch.distributions.MultivariateNormal(q.loc, torch.diag_embed(q.scale.square()))
+    gap = kl_divergence(dense, exact)
+    bound = vae.elbo(x, samples=20_000).value
+    assert (gap > 0.5).all()
+    # One sample has a standard deviation near 3 nats, 20,000 for 50 images near 0.003.
+    assert (bound + gap - model.log_prob(x)).mean().abs() < 0.015
+
+
+def test_the_best_diagonal_encoder_cannot_be_improved():
+    model, x = random_ppca(), data(50)
+    vae, exact = model.as_vae(), model.posterior(x)
+
+    def gap():
+        q = vae.encoder(x)
+        dense = torch.distributions.MultivariateNormal(q.loc, torch.diag_embed(q.scale.square()))
+        return kl_divergence(dense, exact).mean()
+
+    best = gap()
+    best.backward()
+    assert vae.encoder.log_scale.grad.abs().max() < 1e-12
+    assert vae.encoder.loc.weight.grad.abs().max() < 1e-12
+
+
+def test_directions_below_the_noise_get_no_weight():
+    x = data(5000)
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)
+    between = (eigenvalues[0] * eigenvalues[1]).sqrt().item()
+    model = PPCA.fit(x, 2, noise_variance=between)
+    norms = model.weight.norm(dim=0)
+    assert norms[0] > 0.1 and norms[1] == 0
+
+
+def test_linear_vae_shapes_and_noise():
+    vae = linear_vae(6, 2, noise_variance=0.25)
+    p = vae.decoder(torch.randn(4, 5, 2))
+    assert p.batch_shape == (4, 5) and p.event_shape == (6,)
+    torch.testing.assert_close(p.scale, torch.full((4, 5, 6), 0.5))
+    assert "log_scale" in dict(linear_vae(6, 2).decoder.named_parameters())
+    assert "log_scale" not in dict(vae.decoder.named_parameters())
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="latents < dims"):
+        PPCA.fit(torch.randn(10, 3), 3)
+    with pytest.raises(ValueError, match="positive noise variance"):
+        PPCA(torch.ones(3, 1), torch.zeros(3), 0.0)
+    with pytest.raises(ValueError, match="expected weight"):
+        PPCA(torch.ones(3, 1), torch.zeros(2), 1.0)
+    with pytest.raises(ValueError, match="positive noise variance"):
+        linear_vae(3, 1, noise_variance=-1.0)

@@ -1,0 +1,15 @@
+"""vaelib: variational autoencoders from the first bound to the δ-VAE, small enough to read.
+
+One equation, three slots::
+
+    ELBO(x) = E_q[log p(x|z)] − KL(q(z|x) ‖ p(z))      encoder(x) → q,  prior() → p,  decoder(z) → p(x|z)
+
+Every slot is a module that returns a ``torch.distributions.Distribution``.
+"""
+
+from vaelib import data
+from vaelib.scaling import scale
+from vaelib.vae import ELBO, VAE
+
+__version__ = "0.1.0"
+__all__ = ["ELBO", "VAE", "data", "scale"]

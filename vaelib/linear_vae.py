@@ -1,0 +1,167 @@
+"""Probabilistic PCA and the linear VAE: the models in which everything is known exactly.
+
+Tipping & Bishop (1999), *Probabilistic principal component analysis*; Lucas, Tucker, Grosse &
+Norouzi (2019), *Don't blame the ELBO!* (arXiv 1911.02469).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from vaelib.distributions import DiagNormal
+from vaelib.networks import flatten_events
+from vaelib.priors import StandardNormal
+from vaelib.vae import VAE
+
+
+class PPCA(nn.Module):
+    """Probabilistic PCA, with its exact likelihood and posterior.
+
+        p(z) = N(0, I),   p(x|z) = N(W z + μ, σ² I)
+        p(x) = N(μ, W Wᵀ + σ² I),   p(z|x) = N(M⁻¹ Wᵀ (x − μ), σ² M⁻¹),   M = Wᵀ W + σ² I
+
+    Tipping & Bishop (1999), equations 4 to 8.
+
+    Args:
+        weight: W, ``(dims, latents)``.
+        mean: μ, ``(dims,)``.
+        noise_variance: σ² > 0.
+    """
+
+    def __init__(self, weight: Tensor, mean: Tensor, noise_variance: float | Tensor):
+        super().__init__()
+        if weight.dim() != 2 or mean.shape != weight.shape[:1]:
+            raise ValueError(
+                f"expected weight (dims, latents) and mean (dims,), got {tuple(weight.shape)} "
+                f"and {tuple(mean.shape)}"
+            )
+        noise_variance = torch.as_tensor(noise_variance, dtype=weight.dtype)
+        if noise_variance.dim() or not (noise_variance > 0 and noise_variance.isfinite()):
+            raise ValueError(f"expected a positive noise variance, got {noise_variance}")
+        self.register_buffer("weight", weight)
+        self.register_buffer("mean", mean)
+        self.register_buffer("noise_variance", noise_variance)
+
+    @classmethod
+    def fit(cls, x: Tensor, latents: int, noise_variance: float | None = None) -> "PPCA":
+        """Maximum likelihood in closed form.
+
+            W = U (Λ − σ² I)^½,   σ² = mean of the eigenvalues left out
+
+        Tipping & Bishop (1999), equations 14 and 15, with the rotation R = I. With a fixed
+        ``noise_variance`` the directions whose eigenvalue is below it get a zero column: they
+        collapse (Lucas et al. 2019, section 4).
+
+        Args:
+            x: data ``(N, dims)``.
+            latents: number of latent variables, below ``dims``.
+            noise_variance: σ² where it is given rather than learned.
+        """
+        if x.dim() != 2 or not 1 <= latents < x.shape[1]:
+            raise ValueError(
+                f"expected x (N, dims) and 1 <= latents < dims, got {tuple(x.shape)}, {latents}"
+            )
+        eigenvalues, eigenvectors = torch.linalg.eigh(torch.cov(x.T, correction=0))
+        eigenvalues, eigenvectors = eigenvalues.flip(0), eigenvectors.flip(1)  # largest first
+        if noise_variance is None:
+            noise_variance = eigenvalues[latents:].mean()
+        kept = (eigenvalues[:latents] - noise_variance).clamp(min=0)
+        return cls(eigenvectors[:, :latents] * kept.sqrt(), x.mean(0), noise_variance)
+
+    def marginal(self) -> MultivariateNormal:
+        """p(x), event shape ``(dims,)``."""
+        identity = torch.eye(len(self.mean), dtype=self.weight.dtype, device=self.weight.device)
+        covariance = self.weight @ self.weight.T + self.noise_variance * identity
+        return MultivariateNormal(self.mean, covariance)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Exact log p(x) of ``(*batch, dims)``, nats."""
+        return self.marginal().log_prob(x)
+
+    def posterior(self, x: Tensor) -> MultivariateNormal:
+        """Exact p(z|x) of ``(*batch, dims)``, event shape ``(latents,)``."""
+        identity = torch.eye(self.weight.shape[1], dtype=x.dtype, device=x.device)
+        m = self.weight.T @ self.weight + self.noise_variance * identity
+        loc = torch.linalg.solve(m, (x - self.mean) @ self.weight, left=False)
+        covariance = self.noise_variance * torch.linalg.inv(m)
+        return MultivariateNormal(loc, covariance.expand(*loc.shape, -1))
+
+    def as_vae(self) -> VAE:
+        """The linear VAE with this decoder and the best diagonal encoder.
+
+        Where WᵀW is diagonal, as :meth:`fit` returns it, that encoder is the exact posterior
+        and the bound is log p(x). Elsewhere it has the exact mean and, as the variances that
+        maximise the bound, the inverse diagonal of the posterior precision.
+        """
+        dims, latents = self.weight.shape
+        vae = linear_vae(dims, latents, noise_variance=self.noise_variance.item())
+        vae = vae.to(self.weight)
+        identity = torch.eye(latents, dtype=self.weight.dtype, device=self.weight.device)
+        m = self.weight.T @ self.weight + self.noise_variance * identity
+        with torch.no_grad():
+            gain = torch.linalg.solve(m, self.weight.T)
+            vae.encoder.loc.weight.copy_(gain)
+            vae.encoder.loc.bias.copy_(-gain @ self.mean)
+            vae.encoder.log_scale.copy_(0.5 * (self.noise_variance / m.diagonal()).log())
+            vae.decoder.loc.weight.copy_(self.weight)
+            vae.decoder.loc.bias.copy_(self.mean)
+        return vae
+
+
+class LinearEncoder(nn.Module):
+    """q(z|x) = N(V x + c, diag s²), the same variances for every x.
+
+    Lucas et al. (2019), section 4. Shapes: ``(*batch, dims)`` to event ``(latents,)``.
+    """
+
+    def __init__(self, dims: int, latents: int):
+        super().__init__()
+        self.loc = nn.Linear(dims, latents)
+        self.log_scale = nn.Parameter(torch.zeros(latents))
+
+    def forward(self, x: Tensor) -> DiagNormal:
+        """The posterior q(z|x) of each vector."""
+        loc = self.loc(flatten_events(x, (self.loc.in_features,)))
+        return DiagNormal(loc, self.log_scale.exp().expand_as(loc))
+
+
+class LinearDecoder(nn.Module):
+    """p(x|z) = N(W z + μ, σ² I), σ² given or learned.
+
+    Shapes: ``(*batch, latents)`` to event ``(dims,)``.
+    """
+
+    def __init__(self, dims: int, latents: int, noise_variance: float | None = None):
+        super().__init__()
+        if noise_variance is not None and not 0 < noise_variance < math.inf:
+            raise ValueError(f"expected a positive noise variance, got {noise_variance}")
+        self.loc = nn.Linear(latents, dims)
+        log_scale = torch.tensor(0.5 * math.log(noise_variance or 1.0), dtype=torch.float64)
+        if noise_variance is None:
+            self.log_scale = nn.Parameter(log_scale.float())
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    def forward(self, z: Tensor) -> DiagNormal:
+        """The likelihood p(x|z) for each z."""
+        loc = self.loc(flatten_events(z, (self.loc.in_features,), "z"))
+        return DiagNormal(loc, self.log_scale.exp().to(loc).expand_as(loc))
+
+
+def linear_vae(dims: int, latents: int, noise_variance: float | None = None) -> VAE:
+    """A VAE with linear encoder and decoder for vectors ``(*batch, dims)``.
+
+    Its optimum is that of pPCA (Lucas et al. 2019, theorem 1): see :meth:`PPCA.as_vae`.
+
+    Args:
+        dims: size of a data vector.
+        latents: number of latent variables.
+        noise_variance: σ² of the decoder, learned if ``None``.
+    """
+    return VAE(
+        LinearEncoder(dims, latents),
+        StandardNormal(latents),
+        LinearDecoder(dims, latents, noise_variance),
+    )

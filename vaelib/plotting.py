@@ -1,0 +1,200 @@
+"""The only room that knows matplotlib: tensors in, figures and axes out, one style.
+
+One colour a concept, through all notebooks; the palette of Okabe and Ito and its neighbours,
+which stay apart for colour-blind eyes.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+COLORS = {
+    "data": "#333333",
+    "exact": "#000000",
+    "encoder": "#0072B2",
+    "prior": "#009E73",
+    "decoder": "#E69F00",
+    "rate": "#CC79A7",
+    "distortion": "#56B4E9",
+    "bound": "#7F7F7F",
+    "aevb": "#D55E00",
+    "wake-sleep": "#5E3C99",
+    "mcem": "#8C6D31",
+}
+FIGURES = Path(__file__).resolve().parents[1] / "figures"
+
+
+def use_style() -> None:
+    """Set the house style for all figures that follow."""
+    sns.set_theme(style="ticks", context="notebook", palette="colorblind")
+    plt.rcParams.update(
+        {
+            "figure.dpi": 80,
+            "savefig.dpi": 160,
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 13,
+            "axes.labelsize": 13,
+            "legend.frameon": False,
+            "lines.linewidth": 2,
+            "image.cmap": "gray",
+            "image.interpolation": "nearest",
+        }
+    )
+
+
+def latent_grid(rows: int, margin: float | None = None) -> Tensor:
+    """A grid of 2-D latent vectors that is even in prior probability.
+
+    Evenly spaced points of the unit square go through the inverse distribution function of
+    N(0, 1) (Kingma & Welling 2013, figure 4), so the grid is dense where the prior is.
+
+    Args:
+        rows: points along each side.
+        margin: distance of the outermost points from the edge of the unit square, ½/rows by
+            default.
+
+    Returns:
+        z ``(rows², 2)``; the first coordinate grows to the right, the second upwards.
+    """
+    if rows < 2:
+        raise ValueError(f"expected rows >= 2, got {rows}")
+    margin = 0.5 / rows if margin is None else margin
+    if not 0 < margin < 0.5:
+        raise ValueError(f"expected margin in (0, 0.5), got {margin}")
+    axis = torch.special.ndtri(torch.linspace(margin, 1 - margin, rows))
+    second, first = torch.meshgrid(axis.flip(0), axis, indexing="ij")
+    return torch.stack([first, second], dim=-1).flatten(0, 1)
+
+
+def tile(images: Tensor, columns: int | None = None, gap: int = 1) -> Tensor:
+    """Lay images side by side: ``(N, C, H, W)`` to one ``(height, width)`` or ``(…, 3)`` picture.
+
+    Args:
+        images: N images of 1 or 3 channels, values clipped to [0, 1].
+        columns: images per row, about √N by default.
+        gap: white pixels between images.
+    """
+    if images.dim() != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"expected images (N, 1 or 3, H, W), got {tuple(images.shape)}")
+    number, channels, height, width = images.shape
+    columns = columns or int(np.ceil(np.sqrt(number)))
+    rows = -(-number // columns)
+    picture = torch.ones(channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    for index, image in enumerate(images.detach().cpu().float().clamp(0, 1)):
+        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        picture[:, top : top + height, left : left + width] = image
+    return picture[0] if channels == 1 else picture.permute(1, 2, 0)
+
+
+def show_images(
+    images: Tensor,
+    columns: int | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+    gap: int = 1,
+) -> Axes:
+    """Draw a grid of images ``(N, C, H, W)``, without axes."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6, 6))
+    ax.imshow(tile(images, columns, gap).numpy(), vmin=0, vmax=1)
+    ax.set(title=title, xticks=[], yticks=[])
+    sns.despine(ax=ax, left=True, bottom=True)
+    return ax
+
+
+def show_rows(rows: Mapping[str, Tensor], title: str | None = None) -> Figure:
+    """One labelled row of images each: ``{"data": (N, C, H, W), "reconstruction": …}``."""
+    count, _, height, width = next(iter(rows.values())).shape
+    size = (min(10, 0.9 * count + 1.5), 0.95 * len(rows) * height / width + 0.4)
+    figure, axes = plt.subplots(len(rows), 1, figsize=size, squeeze=False)
+    for ax, (name, images) in zip(axes[:, 0], rows.items(), strict=True):
+        show_images(images, columns=count, ax=ax)
+        ax.set_ylabel(name, rotation=0, ha="right", va="center")
+    figure.suptitle(title)
+    return figure
+
+
+def show_manifold(images: Tensor, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the decoded :func:`latent_grid`: ``(rows², C, H, W)``, as one seamless picture."""
+    rows = round(len(images) ** 0.5)
+    if rows**2 != len(images):
+        raise ValueError(f"expected a square number of images, got {len(images)}")
+    ax = show_images(images, rows, title, ax, gap=0)
+    ax.set(xlabel="$z_1$: prior quantile 0 → 1", ylabel="$z_2$: prior quantile 0 → 1")
+    return ax
+
+
+def learning_curves(
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    ax: Axes | None = None,
+    colors: Mapping[str, str] | None = None,
+) -> Axes:
+    """Bound against training images seen: dashed on the training set, solid on the test set.
+
+    Args:
+        histories: rows of :class:`vaelib.training.History` under a label each.
+        ax: where to draw.
+        colors: colour of each label; seaborn's colour-blind safe cycle by default.
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 4))
+    cycle = sns.color_palette("colorblind", len(histories))
+    for (label, rows), color in zip(histories.items(), cycle, strict=True):
+        color = (colors or {}).get(label, color)
+        for split, dashes in {"train": (0, (2, 1)), "test": "solid"}.items():
+            known = [row for row in rows if f"{split}_bound" in row]
+            if known:
+                samples = [row["samples"] for row in known]
+                bound = [row[f"{split}_bound"] for row in known]
+                ax.plot(samples, bound, color=color, linestyle=dashes, label=f"{label}, {split}")
+    ax.set(xscale="log", xlabel="training images seen", ylabel="bound (nats per image)")
+    ax.legend()
+    return ax
+
+
+def latent_scatter(z: Tensor, labels: Tensor | None = None, ax: Axes | None = None) -> Axes:
+    """Scatter 2-D latent vectors ``(N, 2)``, one colour and one marker a class."""
+    if z.dim() != 2 or z.shape[1] != 2:
+        raise ValueError(f"expected latent vectors (N, 2), got {tuple(z.shape)}")
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6, 5.4))
+    z = z.detach().cpu().numpy()
+    if labels is None:
+        ax.scatter(*z.T, s=6, color=COLORS["encoder"], alpha=0.6)
+    else:
+        classes = labels.unique().tolist()
+        for index, name in enumerate(classes):
+            points = z[(labels == name).cpu().numpy()]
+            color = plt.get_cmap("tab10")(index % 10)
+            ax.scatter(*points.T, s=8, color=color, alpha=0.5, linewidths=0, label=str(name))
+            # The number at the centre tells classes apart without their colours.
+            ax.annotate(str(name), np.median(points, 0), ha="center", va="center", weight="bold")
+            ax.texts[-1].set_bbox({"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1})
+    ax.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    return ax
+
+
+def save_figure(figure: Figure, name: str, folder: str | os.PathLike | None = None) -> Path:
+    """Save as ``figures/name.png``, written to a temporary name first; returns the path."""
+    folder = Path(folder) if folder is not None else FIGURES
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.png"
+    temporary = folder / f".{name}.{os.getpid()}.tmp"
+    try:
+        # Without the version of matplotlib in it, the same picture is the same file.
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

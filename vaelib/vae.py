@@ -1,0 +1,124 @@
+"""One equation, three slots: the variational autoencoder and its bound."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, kl_divergence
+
+
+class ELBO(NamedTuple):
+    """The evidence lower bound of each image, in its two parts.
+
+    Attributes:
+        distortion: −E_q[log p(x|z)], ``(B,)`` nats: what the code fails to say.
+        rate: KL(q(z|x) ‖ p(z)), ``(B,)`` nats: what the code costs.
+    """
+
+    distortion: Tensor
+    rate: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """The bound −(distortion + rate) ≤ log p(x), ``(B,)`` nats."""
+        return -(self.distortion + self.rate)
+
+
+class VAE(nn.Module):
+    """A latent variable model with its recognition model.
+
+        log p(x) ≥ ELBO(x) = E_q(z|x)[log p(x|z)] − KL(q(z|x) ‖ p(z))
+
+    Kingma & Welling (2013), equation 3.
+
+    Args:
+        encoder: ``encoder(x)`` returns q(z|x), batch shape ``(B,)``.
+        prior: ``prior()`` returns p(z), batch shape ``()``.
+        decoder: ``decoder(z)`` returns p(x|z) with the batch shape of z, any number of
+            leading dimensions.
+
+    >>> vae = VAE(MLPEncoder(20), StandardNormal(20), BernoulliMLP(20))
+    >>> vae.elbo(torch.rand(8, 1, 28, 28)).value.shape
+    torch.Size([8])
+    """
+
+    def __init__(self, encoder: nn.Module, prior: nn.Module, decoder: nn.Module):
+        super().__init__()
+        self.encoder, self.prior, self.decoder = encoder, prior, decoder
+
+    def forward(self, x: Tensor, samples: int = 1) -> ELBO:
+        """The same as :meth:`elbo`; calling the module is what wrappers for many devices need."""
+        return self.elbo(x, samples)
+
+    def elbo(self, x: Tensor, samples: int = 1, estimator: str = "auto") -> ELBO:
+        """A differentiable estimate of the bound of each image.
+
+        Args:
+            x: images ``(B, *image_shape)``.
+            samples: number of draws of z per image, L in the paper.
+            estimator: ``"B"`` takes the rate in closed form (SGVB B, equation 7), ``"A"``
+                estimates it from the same draws (SGVB A, equation 6), ``"auto"`` is B where a
+                KL rule is registered for the pair and A elsewhere.
+
+        Returns:
+            ELBO(distortion, rate), each ``(B,)`` nats.
+
+        Raises:
+            ValueError: fewer than one sample, an unknown estimator, or slots whose shapes do
+                not fit each other.
+            NotImplementedError: estimator B without a registered KL rule.
+        """
+        if samples < 1:
+            raise ValueError(f"expected samples >= 1, got {samples}")
+        if estimator not in ("auto", "A", "B"):
+            raise ValueError(f"expected estimator 'auto', 'A' or 'B', got {estimator!r}")
+        q, p = self.encoder(x), self.prior()
+        _check("batch of prior()", p.batch_shape, ())
+        _check("event of encoder(x)", q.event_shape, p.event_shape)
+        z = q.rsample((samples,))  # (samples, B, *latent_shape)
+        likelihood = self.decoder(z)  # batch (samples, B)
+        batch = x.shape[: max(0, x.dim() - len(likelihood.event_shape))]
+        _check("images (x)", x.shape[len(batch) :], likelihood.event_shape)
+        _check("batch of encoder(x)", q.batch_shape, batch)
+        _check("batch of decoder(z)", likelihood.batch_shape, (samples, *batch))
+        distortion = -likelihood.log_prob(x).mean(0)
+        return ELBO(distortion, _rate(q, p, z, estimator))
+
+    @torch.no_grad()
+    def sample(self, n: int, mean: bool = False) -> Tensor:
+        """Draw ``n`` images ``(n, *image_shape)``: z from the prior, then x given z.
+
+        Args:
+            n: number of images.
+            mean: return the mean of p(x|z) in place of a draw, as the papers' pictures do.
+        """
+        if n < 1:
+            raise ValueError(f"expected n >= 1, got {n}")
+        return self._draw(self.prior().sample((n,)), mean)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, mean: bool = False) -> Tensor:
+        """Encode, draw z from q(z|x), decode: ``(B, *image_shape)``; ``mean`` as in sample."""
+        return self._draw(self.encoder(x).sample(), mean)
+
+    def _draw(self, z: Tensor, mean: bool) -> Tensor:
+        likelihood = self.decoder(z)
+        return likelihood.mean if mean else likelihood.sample()
+
+
+def _rate(q: Distribution, p: Distribution, z: Tensor, estimator: str) -> Tensor:
+    """KL(q ‖ p) per image, in closed form or from the draws ``z`` (samples, B, *latent_shape)."""
+    if estimator != "A":
+        try:
+            return kl_divergence(q, p)
+        except NotImplementedError:
+            if estimator == "B":
+                raise
+    return (q.log_prob(z) - p.log_prob(z)).mean(0)
+
+
+def _check(what: str, got: Sequence[int], expected: Sequence[int]) -> None:
+    """torch broadcasts what does not fit; every mismatch must be an error here instead."""
+    if tuple(got) != tuple(expected):
+        raise ValueError(f"{what}: expected shape {tuple(expected)}, got {tuple(got)}")
