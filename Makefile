@@ -60,14 +60,20 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "$(PYTHON) cannot make a virtual environment: install its venv module (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
 	@mkdir -p '$(CACHE)'
-	@$(if $(CONSTRAINTS),$(INSTALL) --only-binary :all: -c $(CONSTRAINTS) >'$(CACHE)/setup.log' 2>&1 || { \
-	  echo "The exact versions in $(CONSTRAINTS) cannot be had here (see .cache/setup.log): taking the newest that fit ..."; \
-	  $(INSTALL); },$(INSTALL))
+	@$(if $(CONSTRAINTS),$(if $(filter file,$(origin CONSTRAINTS)),$(INSTALL_KNOWN),$(INSTALL) -c $(CONSTRAINTS)),$(INSTALL))
 	@touch $@
 	@echo "Ready."
 
 # -qq hides pip's warnings and shows its errors.
 INSTALL = $(PY) -m pip --disable-pip-version-check install -qq -e '.[lab,test,browser]'
+
+# The versions known to work together, where this Python and platform have them; else the newest.
+# A file named by hand (CONSTRAINTS=...) must be met.
+define INSTALL_KNOWN
+$(INSTALL) --only-binary :all: -c $(CONSTRAINTS) >'$(CACHE)/setup.log' 2>&1 || { \
+  echo "The versions in $(CONSTRAINTS) cannot be had here (.cache/setup.log says why): taking the newest that fit ..."; \
+  $(INSTALL); }
+endef
 
 lab: $(READY)  ## open the course in JupyterLab, at the first notebook
 	$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks/00_start_here.ipynb

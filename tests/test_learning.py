@@ -9,7 +9,7 @@ from vaelib import VAE
 from vaelib.decoders import BernoulliMLP
 from vaelib.encoders import MLPEncoder
 from vaelib.learning import aevb_step
-from vaelib.linear_vae import PPCA, linear_vae
+from vaelib.linear_vae import PPCA, linear_slots
 from vaelib.priors import StandardNormal
 
 SHAPE = (1, 4, 3)
@@ -38,7 +38,7 @@ def test_aevb_finds_the_optimum_of_ppca():
     torch.manual_seed(0)
     x = torch.randn(500, 2) @ torch.randn(2, 5) + 0.5 * torch.randn(500, 5)
     exact = PPCA.fit(x.double(), 2).log_prob(x.double()).mean().item()
-    vae = linear_vae(5, 2)
+    vae = VAE(*linear_slots(5, 2))
     optimizer = torch.optim.Adam(vae.parameters(), lr=0.02)
     for _ in range(1500):
         aevb_step(vae, x, optimizer)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vaelib import VAE
 from vaelib.likelihood import importance_sampled
 from vaelib.linear_vae import PPCA
 
@@ -10,7 +11,7 @@ from vaelib.linear_vae import PPCA
 def model_and_data(latents=3, worse=0.0):
     torch.manual_seed(0)
     model = PPCA(torch.randn(8, latents).double(), torch.zeros(8).double(), 0.5)
-    vae = model.as_vae()
+    vae = VAE(*model.slots())
     with torch.no_grad():
         vae.encoder.log_scale += worse
     return model, vae, model.marginal().sample((30,))
@@ -20,7 +21,7 @@ def test_exact_at_the_posterior_with_a_single_sample():
     torch.manual_seed(0)
     x = torch.randn(300, 5).double() @ torch.randn(5, 5).double()
     model = PPCA.fit(x, 2)
-    torch.testing.assert_close(importance_sampled(model.as_vae(), x, 1), model.log_prob(x))
+    torch.testing.assert_close(importance_sampled(VAE(*model.slots()), x, 1), model.log_prob(x))
 
 
 def test_converges_to_the_exact_answer_from_below():

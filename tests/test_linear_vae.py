@@ -7,7 +7,8 @@ import torch
 from scipy.stats import multivariate_normal
 from torch.distributions import kl_divergence
 
-from vaelib.linear_vae import PPCA, linear_vae
+from vaelib import VAE
+from vaelib.linear_vae import PPCA, linear_slots
 
 
 def random_ppca(dims=6, latents=2, noise_variance=0.3, seed=0):
@@ -67,7 +68,7 @@ def test_fit_recovers_the_covariance_it_came_from():
 def test_the_vae_at_the_optimum_has_the_exact_posterior_and_no_gap():
     x = data()
     model = PPCA.fit(x, 2)
-    vae = model.as_vae()
+    vae = VAE(*model.slots())
     q, exact = vae.encoder(x), model.posterior(x)
     torch.testing.assert_close(q.loc, exact.loc)
     torch.testing.assert_close(torch.diag_embed(q.scale.square()), exact.covariance_matrix)
@@ -79,7 +80,7 @@ def test_the_vae_at_the_optimum_has_the_exact_posterior_and_no_gap():
 
 def test_the_gap_is_the_divergence_to_the_posterior():
     model, x = random_ppca(), data(50)
-    vae = model.as_vae()
+    vae = VAE(*model.slots())
     with torch.no_grad():  # a worse encoder, so that there is a gap to see
         vae.encoder.log_scale += 0.5
         vae.encoder.loc.bias += 0.1
@@ -95,7 +96,7 @@ def test_the_gap_is_the_divergence_to_the_posterior():
 
 def test_the_best_diagonal_encoder_cannot_be_improved():
     model, x = random_ppca(), data(50)
-    vae, exact = model.as_vae(), model.posterior(x)
+    vae, exact = VAE(*model.slots()), model.posterior(x)
 
     def gap():
         q = vae.encoder(x)
@@ -118,11 +119,11 @@ def test_directions_below_the_noise_get_no_weight():
 
 
 def test_linear_vae_shapes_and_noise():
-    vae = linear_vae(6, 2, noise_variance=0.25)
+    vae = VAE(*linear_slots(6, 2, noise_variance=0.25))
     p = vae.decoder(torch.randn(4, 5, 2))
     assert p.batch_shape == (4, 5) and p.event_shape == (6,)
     torch.testing.assert_close(p.scale, torch.full((4, 5, 6), 0.5))
-    assert "log_scale" in dict(linear_vae(6, 2).decoder.named_parameters())
+    assert "log_scale" in dict(VAE(*linear_slots(6, 2)).decoder.named_parameters())
     assert "log_scale" not in dict(vae.decoder.named_parameters())
 
 
@@ -134,4 +135,4 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="expected weight"):
         PPCA(torch.ones(3, 1), torch.zeros(2), 1.0)
     with pytest.raises(ValueError, match="positive noise variance"):
-        linear_vae(3, 1, noise_variance=-1.0)
+        VAE(*linear_slots(3, 1, noise_variance=-1.0))

@@ -14,7 +14,7 @@ from vaelib import VAE
 from vaelib.decoders import BernoulliMLP
 from vaelib.encoders import MLPEncoder
 from vaelib.learning import aevb_step
-from vaelib.linear_vae import PPCA, linear_vae
+from vaelib.linear_vae import PPCA, linear_slots
 from vaelib.priors import StandardNormal
 from vaelib.training import evaluate, fit, save_atomically
 
@@ -227,7 +227,7 @@ def test_fit_reaches_the_exact_optimum_of_ppca():
     torch.manual_seed(0)
     x = torch.randn(400, 2) @ torch.randn(2, 5) + 0.5 * torch.randn(400, 5)
     exact = PPCA.fit(x.double(), 2).log_prob(x.double()).mean().item()
-    vae = linear_vae(5, 2)
+    vae = VAE(*linear_slots(5, 2))
     adam = partial(torch.optim.Adam, lr=0.01)
     fit(vae, x, epochs=100, batch_size=20, optimizer=adam, progress=False)
     bound = evaluate(vae, x, samples=50).value.item()

@@ -2,7 +2,9 @@
 
 One equation, three slots::
 
-    ELBO(x) = E_q[log p(x|z)] − KL(q(z|x) ‖ p(z))      encoder(x) → q,  prior() → p,  decoder(z) → p(x|z)
+    ELBO(x) = E_q[log p(x|z)] − KL(q(z|x) ‖ p(z))
+
+    encoder(x) → q(z|x),   prior() → p(z),   decoder(z) → p(x|z)
 
 Every slot is a module that returns a ``torch.distributions.Distribution``.
 """

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from vaelib.faces import drawn_faces
+
 MNIST_COUNTS = {"train": 60_000, "t10k": 10_000}
 FREY_FILE = "frey_rawface.mat"
 FREY_URL = f"https://cs.nyu.edu/~roweis/data/{FREY_FILE}"
@@ -65,9 +67,6 @@ class Images(NamedTuple):
     def title(self, name: str) -> str:
         """``name`` for a figure title; a stand-in says that it is one."""
         return name if self.source != "stand-in" else f"{name} STAND-IN (generated, not real)"
-
-
-# --- The data sets ---
 
 
 def mnist(size: str = "5k") -> Images:
@@ -177,21 +176,10 @@ def imagenet32(path: str | os.PathLike, batches: int = 10) -> Images:
 def stand_in_faces() -> tuple[Tensor, Tensor]:
     """1,965 drawn faces ``(1965, 1, 28, 20)`` and the two factors ``(1965, 2)`` behind them.
 
-    The factors, each in [−1, 1], are pose (the head turns) and expression (frown to smile). They
-    swing at two speeds, so that frames next to each other look alike, as in a video, and the path
-    comes near every pair of values. A little fixed noise, as of a camera, keeps the density that
-    a Gaussian decoder can reach finite.
+    The factors, each in [−1, 1], are pose and expression: see :func:`vaelib.faces.drawn_faces`.
     """
-    t = np.arange(FREY_COUNT) / FREY_COUNT
-    pose, smile = np.sin(2 * np.pi * 17 * t), np.sin(2 * np.pi * 26.5 * t + 0.5)
-    faces = _draw_faces(pose[:, None, None], smile[:, None, None])
-    # RandomState and not default_rng: numpy promises that its stream never changes.
-    faces += 0.02 * np.random.RandomState(0).standard_normal(faces.shape)
-    pixels = np.round(255 * faces.clip(0, 1)).astype(np.uint8)
-    return _unit(pixels[:, None]), torch.from_numpy(np.stack([pose, smile], 1)).float()
-
-
-# --- What one does with images ---
+    pixels, factors = drawn_faces(FREY_COUNT)
+    return _unit(pixels[:, None]), torch.from_numpy(factors).float()
 
 
 def check_images(x: Tensor, shape: tuple[int, int, int] | None = None) -> Tensor:
@@ -254,8 +242,6 @@ def _check_unit(x: Tensor) -> None:
     if not (low >= 0 and high <= 1):
         raise ValueError(f"expected finite values in [0, 1], got values from {low} to {high}")
 
-
-# --- Searching, downloading, checking ---
 
 Parts = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 
@@ -340,9 +326,6 @@ def _unit(pixels: np.ndarray) -> Tensor:
 
 def _int64(labels: np.ndarray) -> Tensor:
     return torch.from_numpy(labels.astype(np.int64))
-
-
-# --- The files ---
 
 
 def _parse_mnist_5k(path: Path) -> Parts:
@@ -463,35 +446,3 @@ def _fetch_cifar(cache: Path) -> None:
     archive = cache / CIFAR10.filename
     _download([CIFAR10.url], f"md5:{CIFAR10.tgz_md5}", archive)
     _read(archive, lambda path: CIFAR10(path.parent, download=True))  # there already: only unpack
-
-
-# --- Drawing the stand-in ---
-
-
-def _draw_faces(pose: np.ndarray, smile: np.ndarray) -> np.ndarray:
-    """Grey levels ``(N, 28, 20)`` of faces with these factors, each ``(N, 1, 1)``."""
-    y, x = np.mgrid[0:28, 0:20][:, None].astype(float)
-
-    def paint(image, grey, cx, cy, rx, ry, sharp=3.0):
-        """Lay an ellipse over the image; its soft edge lets it move by parts of a pixel."""
-        distance = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 - 1
-        mask = 0.5 - 0.5 * np.tanh(sharp / 2 * distance)
-        return image + mask * (grey - image)
-
-    head = 9.5 + 1.2 * pose
-    mid = head + 1.8 * pose  # the features lead when the head turns
-    nose = mid + 0.9 * pose
-    skin = 0.76 + 0.10 * np.tanh((x - mid) / 4 + 0.8 * pose) - 0.001 * (y - 14) ** 2
-    face = paint(0.45 + 0.01 * y + 0 * pose, 0.15, head, 13, 9.6, 15.5, 8)  # hair
-    face = paint(face, skin, head + 0.4 * pose, 15.5, 8.3, 13, 8)
-    for side in (-1, 1):
-        eye = mid + side * 3.9 - 0.5 * pose
-        brow = 8.7 - 0.6 * smile + 0.2 * smile * side * (x - eye)  # inner ends fall in a frown
-        face = paint(face, 0.55, eye, 11.2, 2.2, 1.5)  # socket
-        face = paint(face, 0.10, eye + 0.4 * pose, 11.3, 1.0, 0.8 + 0.2 * smile)
-        face = paint(face, 0.22, eye, brow, 2.4, 0.8)
-    face = paint(face, 0.62, nose + 0.8, 14.5, 0.8, 2.6)  # the nose's shaded side
-    face = paint(face, 0.35, nose, 17, 1.7, 0.8)
-    mouth = 22 + smile * (0.9 - ((x - mid) / 2.9) ** 2)  # corners up in a smile
-    face = paint(face, 0.58, mid, mouth, 4.4 + 0.5 * smile, 1.7)  # lips
-    return paint(face, 0.15, mid, mouth, 3.6 + 0.6 * smile, 0.9)

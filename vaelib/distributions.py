@@ -4,6 +4,8 @@
 value must have the event shape of the distribution that scores it.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
@@ -39,7 +41,7 @@ class DiagNormal(Independent):
     torch.Size([8])
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
+    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class PixelBernoulli(Independent):
         ValueError: non-finite logits; a value outside [0, 1] or with another event shape.
     """
 
-    arg_constraints = {"logits": constraints.real}
+    arg_constraints: ClassVar = {"logits": constraints.real}
 
     def __init__(self, logits: Tensor, event_dims: int = 3, validate_args: bool | None = None):
         base = GreyBernoulli(logits=logits, validate_args=validate_args)

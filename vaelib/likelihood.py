@@ -3,13 +3,11 @@
 import math
 
 import torch
-from torch import Tensor
-
-from vaelib.vae import VAE
+from torch import Tensor, nn
 
 
 @torch.no_grad()
-def importance_sampled(vae: VAE, x: Tensor, samples: int = 100, chunk: int = 2000) -> Tensor:
+def importance_sampled(vae: nn.Module, x: Tensor, samples: int = 100, chunk: int = 2000) -> Tensor:
     """Importance-sampled estimate of log p(x), ``(B,)`` nats.
 
         log p(x) ≈ ln (1/K) Σ_k p(x|z_k) p(z_k) / q(z_k|x),   z_k ~ q(z|x)
@@ -18,7 +16,7 @@ def importance_sampled(vae: VAE, x: Tensor, samples: int = 100, chunk: int = 200
     equation 8); with K = 1 it is the ELBO.
 
     Args:
-        vae: the model.
+        vae: a model with the three slots ``encoder``, ``prior`` and ``decoder``.
         x: images ``(B, *image_shape)``.
         samples: number of importance samples K per image.
         chunk: at most so many (image, sample) pairs are decoded at once; bounds the memory.
@@ -33,7 +31,7 @@ def importance_sampled(vae: VAE, x: Tensor, samples: int = 100, chunk: int = 200
     return torch.cat([_importance_sampled(vae, batch, samples, per_image) for batch in batches])
 
 
-def _importance_sampled(vae: VAE, x: Tensor, samples: int, at_once: int) -> Tensor:
+def _importance_sampled(vae: nn.Module, x: Tensor, samples: int, at_once: int) -> Tensor:
     q, p = vae.encoder(x), vae.prior()
     log_weights = []
     for start in range(0, samples, at_once):

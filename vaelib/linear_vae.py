@@ -13,7 +13,6 @@ from torch.distributions import MultivariateNormal
 from vaelib.distributions import DiagNormal
 from vaelib.networks import flatten_events
 from vaelib.priors import StandardNormal
-from vaelib.vae import VAE
 
 
 class PPCA(nn.Module):
@@ -88,26 +87,28 @@ class PPCA(nn.Module):
         covariance = self.noise_variance * torch.linalg.inv(m)
         return MultivariateNormal(loc, covariance.expand(*loc.shape, -1))
 
-    def as_vae(self) -> VAE:
-        """The linear VAE with this decoder and the best diagonal encoder.
+    def slots(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Encoder, prior and decoder of the linear VAE with the best diagonal encoder.
+
+        ``VAE(*model.slots())`` is the model itself with its recognition model.
 
         Where WᵀW is diagonal, as :meth:`fit` returns it, that encoder is the exact posterior
         and the bound is log p(x). Elsewhere it has the exact mean and, as the variances that
         maximise the bound, the inverse diagonal of the posterior precision.
         """
         dims, latents = self.weight.shape
-        vae = linear_vae(dims, latents, noise_variance=self.noise_variance.item())
-        vae = vae.to(self.weight)
+        slots = linear_slots(dims, latents, noise_variance=self.noise_variance.item())
+        encoder, prior, decoder = (slot.to(self.weight) for slot in slots)
         identity = torch.eye(latents, dtype=self.weight.dtype, device=self.weight.device)
         m = self.weight.T @ self.weight + self.noise_variance * identity
         with torch.no_grad():
             gain = torch.linalg.solve(m, self.weight.T)
-            vae.encoder.loc.weight.copy_(gain)
-            vae.encoder.loc.bias.copy_(-gain @ self.mean)
-            vae.encoder.log_scale.copy_(0.5 * (self.noise_variance / m.diagonal()).log())
-            vae.decoder.loc.weight.copy_(self.weight)
-            vae.decoder.loc.bias.copy_(self.mean)
-        return vae
+            encoder.loc.weight.copy_(gain)
+            encoder.loc.bias.copy_(-gain @ self.mean)
+            encoder.log_scale.copy_(0.5 * (self.noise_variance / m.diagonal()).log())
+            decoder.loc.weight.copy_(self.weight)
+            decoder.loc.bias.copy_(self.mean)
+        return encoder, prior, decoder
 
 
 class LinearEncoder(nn.Module):
@@ -150,18 +151,17 @@ class LinearDecoder(nn.Module):
         return DiagNormal(loc, self.log_scale.exp().to(loc).expand_as(loc))
 
 
-def linear_vae(dims: int, latents: int, noise_variance: float | None = None) -> VAE:
-    """A VAE with linear encoder and decoder for vectors ``(*batch, dims)``.
+def linear_slots(
+    dims: int, latents: int, noise_variance: float | None = None
+) -> tuple[LinearEncoder, StandardNormal, LinearDecoder]:
+    """The three slots of a linear VAE for vectors ``(*batch, dims)``: ``VAE(*linear_slots(…))``.
 
-    Its optimum is that of pPCA (Lucas et al. 2019, theorem 1): see :meth:`PPCA.as_vae`.
+    Its optimum is that of pPCA (Lucas et al. 2019, theorem 1): see :meth:`PPCA.slots`.
 
     Args:
         dims: size of a data vector.
         latents: number of latent variables.
         noise_variance: σ² of the decoder, learned if ``None``.
     """
-    return VAE(
-        LinearEncoder(dims, latents),
-        StandardNormal(latents),
-        LinearDecoder(dims, latents, noise_variance),
-    )
+    decoder = LinearDecoder(dims, latents, noise_variance)
+    return LinearEncoder(dims, latents), StandardNormal(latents), decoder

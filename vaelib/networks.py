@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class MLP(nn.Sequential):
         if not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError(f"expected positive layer sizes, got {sizes}")
         layers: list[nn.Module] = []
-        for before, after in zip(sizes[:-2], sizes[1:-1], strict=True):
+        for before, after in pairwise(sizes[:-1]):
             layers += [nn.Linear(before, after), activation()]
         super().__init__(*layers, nn.Linear(sizes[-2], sizes[-1]))
 

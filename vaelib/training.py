@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -256,12 +256,8 @@ class _Run:
             raise ValueError(f"{path}: expected a checkpoint of fit, got {error}") from error
         differing = [name for name in settings if saved.get(name) != settings[name]]
         if differing:
-            raise ValueError(
-                f"{path} belongs to a run with other settings: "
-                + ", ".join(
-                    f"{name} {saved.get(name)} (here {settings[name]})" for name in differing
-                )
-            )
+            found = ", ".join(f"{n} {saved.get(n)} (here {settings[n]})" for n in differing)
+            raise ValueError(f"{path} belongs to a run with other settings: {found}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.batch = state["progress"]["epoch"], state["progress"]["batch"]

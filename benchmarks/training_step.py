@@ -1,0 +1,317 @@
+"""How fast is training? ``python benchmarks/training_step.py [--json FILE]``
+
+Two comparisons, in one run on the machine at hand, of one model on one data set: the MLP VAE of
+Kingma & Welling (2013), 784-500-20, tanh, Bernoulli on grey levels, batches of 100, Adam 1e-3,
+on the 4,000 embedded digits.
+
+1. One update: ``learning.aevb_step`` against a loop written by hand in plain PyTorch.
+   Required: not slower by more than 10 %.
+2. One epoch: ``training.fit`` against the trainer of pythae (only where it is installed).
+   Required: at least 1.3 × faster.
+
+The contestants take turns, ratios are taken within a repeat, and medians are reported.
+"""
+
+import argparse
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from lightning_fabric import Fabric
+from measure import compare, interleaved, machine, stopwatch, write_json
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from vaelib import VAE, data
+from vaelib.decoders import BernoulliMLP
+from vaelib.encoders import MLPEncoder
+from vaelib.learning import aevb_step
+from vaelib.priors import StandardNormal
+from vaelib.training import fit
+
+PIXELS, HIDDEN, LATENTS, BATCH, STEP_SIZE = 784, 500, 20, 100, 1e-3
+EPOCHS = 4  # of one turn of comparison 2; the first one, which also sets up, is not counted
+SLOWEST_STEP, SLOWEST_EPOCH = 1.10, 1 / 1.3  # the requirements, as ratios of seconds
+
+
+def new_vae(seed: int = 0) -> VAE:
+    torch.manual_seed(seed)
+    return VAE(MLPEncoder(LATENTS, hidden=HIDDEN), StandardNormal(LATENTS), BernoulliMLP(LATENTS))
+
+
+class PlainVAE(nn.Module):
+    """The same model with nothing of ours in it: six lines of PyTorch and their loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden_x = nn.Linear(PIXELS, HIDDEN)
+        self.code = nn.Linear(HIDDEN, 2 * LATENTS)
+        self.hidden_z = nn.Linear(LATENTS, HIDDEN)
+        self.logits = nn.Linear(HIDDEN, PIXELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Minus the mean bound of a batch ``(B, 784)``, nats per image."""
+        mean, log_variance = self.code(torch.tanh(self.hidden_x(x))).chunk(2, dim=1)
+        z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        logits = self.logits(torch.tanh(self.hidden_z(z)))
+        distortion = binary_cross_entropy_with_logits(logits, x, reduction="sum")
+        rate = -0.5 * torch.sum(1 + log_variance - mean**2 - log_variance.exp())
+        return (distortion + rate) / len(x)
+
+
+def plain_step(model: PlainVAE, x: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    loss = model(x)
+    loss.backward()
+    optimizer.step()
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> nn.Module:
+    """Both list the same layers in the same order."""
+    with torch.no_grad():
+        for new, old in zip(target.parameters(), source.parameters(), strict=True):
+            new.copy_(old)
+    return target
+
+
+def adam(model: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=STEP_SIZE, fused=fused)
+
+
+# --- Comparison 1: one update ---
+
+
+def step_contestants(images: Tensor) -> dict[str, Callable[[], float]]:
+    """Each trains its own model for one pass over the images and returns seconds per update."""
+    ours = images.split(BATCH)
+    plain = images.flatten(1).split(BATCH)
+
+    def turn(step, model, optimizer, batches) -> float:
+        def work():
+            for x in batches:
+                step(model, x, optimizer)
+
+        return stopwatch(work, images.device) / len(batches)
+
+    contestants = {}
+    for kind, fused in {"fused Adam": True, "Adam": False}.items():
+        vae, by_hand = new_vae().to(images.device), PlainVAE().to(images.device)
+        contestants[f"aevb_step, {kind}"] = partial(turn, aevb_step, vae, adam(vae, fused), ours)
+        contestants[f"plain PyTorch, {kind}"] = partial(
+            turn, plain_step, by_hand, adam(by_hand, fused), plain
+        )
+    return contestants
+
+
+def check_same_model(images: Tensor) -> None:
+    """From the same weights and noise, both loops must reach the same weights."""
+    vae = new_vae().to(images.device)
+    by_hand = copy_weights(vae, PlainVAE().to(images.device))
+    for step, model, batches in [
+        (aevb_step, vae, images.split(BATCH)),
+        (plain_step, by_hand, images.flatten(1).split(BATCH)),
+    ]:
+        optimizer = adam(model, fused=True)
+        torch.manual_seed(1)
+        for x in batches[:5]:
+            step(model, x, optimizer)
+    for ours, theirs in zip(vae.parameters(), by_hand.parameters(), strict=True):
+        # Adam's first updates have the size of the step, however small the gradient: a rounding
+        # error can move a weight whose gradient is nearly zero, so the mean must agree.
+        gap = (ours - theirs).abs().mean().item()
+        if gap > 0.01 * STEP_SIZE:
+            raise AssertionError(f"the two loops train different models: mean gap {gap:.1e}")
+
+
+# --- Comparison 2: one epoch ---
+
+
+def fit_turn(images: Tensor, fused: bool) -> float:
+    vae = new_vae()
+    history = fit(
+        vae,
+        images,
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        optimizer=adam(vae, fused),
+        fabric=Fabric(accelerator=images.device.type, devices=1),
+    )
+    ends = history["seconds"]
+    return (ends[-1] - ends[0]) / (EPOCHS - 1)
+
+
+def pythae_turn(images: Tensor, fused: bool) -> float:
+    """pythae's own model, loss, pipeline and trainer, with networks of the same sizes."""
+    from pythae.pipelines import TrainingPipeline
+    from pythae.trainers import BaseTrainerConfig
+    from pythae.trainers.training_callbacks import TrainingCallback
+
+    ends = []
+
+    class Clock(TrainingCallback):
+        def on_epoch_end(self, training_config, **kwargs):
+            ends.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = BaseTrainerConfig(
+            output_dir=folder,
+            num_epochs=EPOCHS,
+            per_device_train_batch_size=BATCH,
+            learning_rate=STEP_SIZE,
+            optimizer_cls="Adam",
+            optimizer_params={"fused": True} if fused else None,
+            no_cuda=images.device.type == "cpu",
+        )
+        pipeline = TrainingPipeline(model=pythae_vae(), training_config=config)
+        pipeline(train_data=images, callbacks=[Clock()])
+    return (ends[-1] - ends[0]) / (EPOCHS - 1)
+
+
+def pythae_vae() -> nn.Module:
+    from pythae.models import VAE as PythaeVAE
+    from pythae.models import VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+
+    class Encoder(BaseEncoder):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.code = nn.Linear(PIXELS, HIDDEN), nn.Linear(HIDDEN, 2 * LATENTS)
+
+        def forward(self, x):
+            mean, log_variance = self.code(torch.tanh(self.hidden(x.flatten(1)))).chunk(2, dim=1)
+            return ModelOutput(embedding=mean, log_covariance=log_variance)
+
+    class Decoder(BaseDecoder):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.logits = nn.Linear(LATENTS, HIDDEN), nn.Linear(HIDDEN, PIXELS)
+
+        def forward(self, z):
+            probabilities = torch.sigmoid(self.logits(torch.tanh(self.hidden(z))))
+            return ModelOutput(reconstruction=probabilities.reshape(-1, 1, 28, 28))
+
+    torch.manual_seed(0)
+    config = VAEConfig(input_dim=(1, 28, 28), latent_dim=LATENTS, reconstruction_loss="bce")
+    return PythaeVAE(model_config=config, encoder=Encoder(), decoder=Decoder())
+
+
+def check_same_loss(images: Tensor) -> None:
+    """With the same weights and noise, pythae's loss must be minus our bound."""
+    vae, theirs = new_vae(), pythae_vae()
+    copy_weights(vae.encoder, theirs.encoder)
+    copy_weights(vae.decoder, theirs.decoder)
+    x = images[:BATCH].cpu()
+    torch.manual_seed(1)
+    ours = -vae.elbo(x).value.mean().item()
+    torch.manual_seed(1)
+    loss = theirs({"data": x}).loss.item()
+    if abs(ours - loss) > 1e-4 * abs(ours):  # float32 sums of 784 terms
+        raise AssertionError(f"pythae trains another model: {loss} against {ours} nats")
+
+
+def have_pythae() -> bool:
+    try:
+        import pythae.trainers  # noqa: F401
+    except ImportError:
+        return False
+    logging.disable(logging.INFO)  # it logs every epoch to the console
+    return True
+
+
+# --- The report ---
+
+
+@contextmanager
+def silent_progress():
+    """Progress bars are drawn, as a user would have them, and thrown away."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def show(title: str, unit: str, scale: float, seconds: dict[str, list[float]]) -> None:
+    print(f"\n{title}")
+    for name, values in seconds.items():
+        print(f"  {name:<30} {scale * median(values):8.3f} {unit}")
+
+
+def judge(
+    seconds: dict[str, list[float]], one: str, other: str, at_most: float | None = None
+) -> dict:
+    """Print and return the ratio of the times of two contestants, and whether it is in bounds."""
+    ratio = compare(seconds[one], seconds[other])
+    met = None if at_most is None else ratio["median"] <= at_most
+    verdict = "" if met is None else f", required <= {at_most:.2f}: {'met' if met else 'NOT MET'}"
+    print(
+        f"  {one} / {other}: {ratio['median']:.3f} "
+        f"(quartiles {ratio['quartile_1']:.3f}, {ratio['quartile_3']:.3f}){verdict}"
+    )
+    return {"one": one, "other": other, **ratio, "at_most": at_most, "met": met}
+
+
+def compare_steps(images: Tensor, repeats: int) -> dict:
+    check_same_model(images)
+    seconds = interleaved(step_contestants(images), repeats)
+    show("One update (median)", "ms", 1e3, seconds)
+    ratios = [
+        judge(seconds, f"aevb_step, {kind}", f"plain PyTorch, {kind}", SLOWEST_STEP)
+        for kind in ("fused Adam", "Adam")
+    ]
+    return {"seconds_per_update": seconds, "ratios": ratios}
+
+
+def compare_epochs(images: Tensor, repeats: int) -> dict | None:
+    if not have_pythae():
+        print("\nOne epoch: left out, because pythae is not installed (see benchmarks/README.md).")
+        return None
+    check_same_loss(images)
+    contestants = {
+        "fit": partial(fit_turn, images, True),
+        "pythae": partial(pythae_turn, images, False),
+        "fit, Adam not fused": partial(fit_turn, images, False),
+        "pythae, fused Adam": partial(pythae_turn, images, True),
+    }
+    with silent_progress():
+        seconds = interleaved(contestants, repeats)
+    show(f"One epoch of {len(images):,} images (median)", "s", 1, seconds)
+    ratios = [
+        judge(seconds, "fit", "pythae", SLOWEST_EPOCH),
+        judge(seconds, "fit", "pythae, fused Adam"),
+        judge(seconds, "fit, Adam not fused", "pythae"),
+    ]
+    print(f"  fit trains an epoch {1 / ratios[0]['median']:.2f} x faster than pythae")
+    return {"seconds_per_epoch": seconds, "ratios": ratios}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time one update and one epoch of training.")
+    parser.add_argument("--repeats", type=int, default=15, help="turns of each contestant")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--json", type=Path, help="write the report to this file too")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    images = data.mnist("5k").train.to(device)
+
+    report = {"machine": machine(device)}
+    print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
+    report["step"] = compare_steps(images, options.repeats)
+    report["epoch"] = compare_epochs(images, options.repeats)
+    if options.json:
+        write_json(report, options.json)
+
+
+if __name__ == "__main__":
+    main()
