@@ -28,7 +28,7 @@ TMP := $(shell test $$(printf %s '$(CACHE)' | wc -c) -le 60 && echo '$(CACHE)/tm
 # `make test` and `make notebooks` write nothing outside the clone: whatever a package wants to
 # keep in the home folder goes to .cache, and no personal setting of Jupyter or matplotlib can
 # change a result.
-CONTAINED = env \
+CONTAINED = env -u JUPYTER_PATH -u JUPYTER_CONFIG_PATH -u MPLBACKEND -u PYTHONPATH -u PYTHONSTARTUP \
 	HOME='$(CACHE)/home' \
 	$(if $(TMP),TMPDIR='$(TMP)') \
 	XDG_CACHE_HOME='$(CACHE)/xdg/cache' \
@@ -42,8 +42,6 @@ CONTAINED = env \
 	JUPYTER_RUNTIME_DIR='$(CACHE)/jupyter/runtime' \
 	JUPYTER_PREFER_ENV_PATH=1 \
 	JUPYTER_PLATFORM_DIRS=0 \
-	-u JUPYTER_PATH -u JUPYTER_CONFIG_PATH \
-	-u MPLBACKEND -u PYTHONPATH -u PYTHONSTARTUP \
 	PYTHONNOUSERSITE=1
 
 help:  ## show this list

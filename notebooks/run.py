@@ -62,6 +62,7 @@ def run(path: Path) -> bool:
         kernel_name="python3",
         record_timing=False,  # no time stamps: the same run gives the same file
         store_widget_state=False,
+        extra_arguments=["--log-level=ERROR"],  # the kernel's own remarks on its connection
         resources={"metadata": {"path": str(path.parent)}},
     )
     try:

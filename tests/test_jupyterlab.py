@@ -41,10 +41,11 @@ SETTINGS = {"@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}
 CODE_CELLS = ".jp-NotebookPanel .jp-CodeCell"
 ERRORS = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]'
 IDLE = '.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]'
-# A cell that is running or waiting shows [*]:, one that has run shows [3]:.
-ALL_RUN = """selector => {
-    const prompts = [...document.querySelectorAll(selector + ' .jp-InputPrompt')];
-    return prompts.length > 0 && prompts.every(prompt => /^\\[\\d+\\]:$/.test(prompt.textContent));
+# A cell that is running or waiting shows [*]:, one that has run shows [3]:. An error ends a run.
+ENDED = """([cells, errors]) => {
+    const prompts = [...document.querySelectorAll(cells + ' .jp-InputPrompt')];
+    return document.querySelector(errors) !== null
+        || prompts.every(prompt => /^\\[\\d+\\]:$/.test(prompt.textContent));
 }"""
 
 
@@ -172,20 +173,19 @@ def test_first_notebook_runs_in_jupyterlab(tmp_path):
         page = context.pages[0]
         page.set_default_timeout(60_000)
         page.goto(f"{url}lab/tree/notebooks/{FIRST}?token={token}")
-        page.locator(CODE_CELLS).first.wait_for()
+        playwright.expect(page.locator(CODE_CELLS)).to_have_count(cells, timeout=60_000)
         page.locator(IDLE).wait_for()
-        assert page.locator(CODE_CELLS).count() == cells
 
         choose(page, "Run", "Run All Cells")
-        page.wait_for_function(ALL_RUN, arg=CODE_CELLS, timeout=RUN_SECONDS * 1000)
+        page.wait_for_function(ENDED, arg=[CODE_CELLS, ERRORS], timeout=RUN_SECONDS * 1000)
         page.locator(IDLE).wait_for()
         errors = page.locator(ERRORS).all_inner_texts()
+        assert errors == []
         pictures = page.locator(".jp-OutputArea-output img").count()
         choose(page, "File", "Save Notebook")
         saved = saved_with_counts(first)
         context.close()
 
-    assert errors == []
     assert pictures > 0, "expected pictures in the page, got none"
     code = [cell for cell in saved.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, cells + 1))

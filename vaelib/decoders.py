@@ -1,9 +1,13 @@
 """Decoders: modules that map latent variables to the likelihood p(x|z)."""
 
+import math
 from collections.abc import Sequence
 from math import prod
 
+import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, kl_divergence
+from torch.func import functional_call
 
 from vaelib.distributions import DiagNormal, PixelBernoulli
 from vaelib.networks import MLP, flatten_events
@@ -84,3 +88,55 @@ class GaussianMLP(nn.Module):
         )  # each (*batch, *image_shape)
         scale = (self.min_scale**2 + log_variance.exp()).sqrt()
         return DiagNormal(mean.sigmoid(), scale, len(self.image_shape))
+
+
+class VariationalWeights(nn.Module):
+    """A decoder whose weights are uncertain: q(θ) = N(μ, diag σ²) over all its parameters.
+
+        p(x|z) with θ = μ + σ ε drawn once per call,   p(θ) = N(0, s² I)
+
+    Kingma & Welling (2013), appendix F. The noise is in the weights and shared by the batch: its
+    draws are few and the gradient is noisier than with noise of its own for each image (the local
+    reparameterisation of Kingma, Salimans & Welling 2015), but any network can be wrapped.
+
+    Args:
+        decoder: a decoder; its parameters become the initial means μ.
+        scale: initial standard deviation σ of every weight.
+        prior_scale: standard deviation s of the prior of every weight.
+
+    Shapes: those of the decoder.
+    """
+
+    def __init__(self, decoder: nn.Module, scale: float = 0.01, prior_scale: float = 1.0):
+        super().__init__()
+        if not (scale > 0 and prior_scale > 0):
+            raise ValueError(f"expected scales > 0, got {scale} and {prior_scale}")
+        self.decoder = decoder
+        self.prior_scale = prior_scale
+        # Names of parameters contain dots, which a ParameterDict refuses.
+        self.names = [name for name, _ in decoder.named_parameters()]
+        self.log_scales = nn.ParameterList(
+            torch.full_like(mean, math.log(scale)) for mean in decoder.parameters()
+        )
+
+    def posterior(self) -> list[DiagNormal]:
+        """q(θ) of each parameter, one event each, in the order of ``names``."""
+        means = dict(self.decoder.named_parameters())
+        return [
+            DiagNormal(means[name], log_scale.exp(), log_scale.dim())
+            for name, log_scale in zip(self.names, self.log_scales, strict=True)
+        ]
+
+    def forward(self, z: Tensor) -> Distribution:
+        """The likelihood p(x|z, θ) for one draw of θ ~ q(θ)."""
+        drawn = [q.rsample() for q in self.posterior()]
+        return functional_call(self.decoder, dict(zip(self.names, drawn, strict=True)), (z,))
+
+    def rate(self) -> Tensor:
+        """KL(q(θ) ‖ p(θ)) of all weights together, a scalar in nats."""
+        rates = [kl_divergence(q, self._prior(q)) for q in self.posterior()]
+        return torch.stack(rates).sum()
+
+    def _prior(self, q: DiagNormal) -> DiagNormal:
+        zeros = torch.zeros_like(q.loc)
+        return DiagNormal(zeros, zeros + self.prior_scale, zeros.dim())

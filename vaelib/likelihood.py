@@ -1,9 +1,18 @@
 """Estimates of the marginal likelihood log p(x)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    MixtureSameFamily,
+    MultivariateNormal,
+)
+
+from vaelib import hmc
 
 
 @torch.no_grad()
@@ -39,3 +48,98 @@ def _importance_sampled(vae: nn.Module, x: Tensor, samples: int, at_once: int) -
         log_joint = vae.decoder(z).log_prob(x) + p.log_prob(z)
         log_weights.append(log_joint - q.log_prob(z))  # (k, B)
     return torch.cat(log_weights).logsumexp(0) - math.log(samples)
+
+
+def log_joint(vae: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """The function z ↦ log p(x, z), ``(*batch, B, *latent_shape)`` to ``(*batch, B)`` nats.
+
+    Up to the constant log p(x) it is the log density of the true posterior p(z|x).
+    """
+    p = vae.prior()
+    return lambda z: vae.decoder(z).log_prob(x) + p.log_prob(z)
+
+
+@torch.no_grad()
+def appendix_d(
+    vae: nn.Module,
+    x: Tensor,
+    samples: int = 50,
+    density: str = "gaussian",
+    leapfrog_steps: int = 10,
+    burn_in: int = 50,
+    thin: int = 2,
+    target: float = 0.9,
+    chunk: int = 2000,
+) -> Tensor:
+    """Estimate log p(x) from samples of the true posterior, ``(B,)`` nats.
+
+        1/p(x) = E_p(z|x)[ q(z) / (p(z) p(x|z)) ]     for any density q(z)
+
+    (1) Draw ``samples`` from p(z|x) with HMC, (2) fit q(z) to them, (3) draw as many new ones and
+    average. Needs no encoder to be good: it only starts the chains. Kingma & Welling (2013),
+    appendix D; good below about five latents, as a density is hard to fit to few samples in
+    many dimensions.
+
+    Args:
+        vae: a model with the three slots ``encoder``, ``prior`` and ``decoder``.
+        x: data ``(B, *event_shape)``.
+        samples: L in the paper, drawn twice.
+        density: ``"gaussian"`` fits a normal with full covariance, ``"kernel"`` a Gaussian kernel
+            density with Scott's bandwidth.
+        leapfrog_steps: of each trajectory.
+        burn_in: trajectories in which each chain finds its step size.
+        thin: trajectories between two samples.
+        target: acceptance probability that the step size is tuned to.
+        chunk: at most so many chains run at once; bounds the memory.
+
+    Raises:
+        ValueError: an unknown density, or no more samples than latents.
+    """
+    if density not in _DENSITIES:
+        raise ValueError(f"expected density in {sorted(_DENSITIES)}, got {density!r}")
+    if chunk < 1:
+        raise ValueError(f"expected chunk >= 1, got {chunk}")
+    settings = {"leapfrog_steps": leapfrog_steps}
+    estimates = []
+    for batch in x.split(chunk):
+        joint, start = log_joint(vae, batch), vae.encoder(batch).sample()
+        if samples <= start[0].numel():
+            raise ValueError(f"expected more samples than latents, got {samples} samples")
+        state = hmc.init(joint, start)
+        state, size, _ = hmc.tune(
+            joint, state, steps=burn_in, target=target, per_chain=True, **settings
+        )
+        state, first, _ = hmc.sample(joint, state, size, samples, thin=thin, **settings)
+        state, fresh, _ = hmc.sample(joint, state, size, samples, thin=thin, **settings)
+        q = _DENSITIES[density](first.flatten(2))  # (samples, B, latents) to batch (B,)
+        log_ratio = q.log_prob(fresh.flatten(2)) - joint(fresh)  # (samples, B)
+        estimates.append(math.log(samples) - log_ratio.logsumexp(0))
+    return torch.cat(estimates)
+
+
+def _moments(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean ``(B, d)`` and Cholesky factor of the covariance ``(B, d, d)`` of z ``(L, B, d)``."""
+    mean = z.mean(0)
+    centred = (z - mean).movedim(0, -1)  # (B, d, L)
+    covariance = centred @ centred.mT / (len(z) - 1)
+    # A chain that never moved has no spread: a millionth of the prior's variance lets its
+    # estimate come out bad rather than not at all.
+    jitter = 1e-6 * torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    return mean, torch.linalg.cholesky(covariance + jitter)
+
+
+def _gaussian(z: Tensor) -> Distribution:
+    mean, factor = _moments(z)
+    return MultivariateNormal(mean, scale_tril=factor)
+
+
+def _kernel(z: Tensor) -> Distribution:
+    _, factor = _moments(z)
+    samples, _, latents = z.shape
+    bandwidth = samples ** (-1 / (latents + 4))  # Scott (1992)
+    kernels = MultivariateNormal(z.movedim(0, 1), scale_tril=bandwidth * factor.unsqueeze(1))
+    equal = torch.zeros(z.shape[1], samples, dtype=z.dtype, device=z.device)
+    return MixtureSameFamily(Categorical(logits=equal), kernels)
+
+
+_DENSITIES = {"gaussian": _gaussian, "kernel": _kernel}

@@ -6,6 +6,7 @@ which stay apart for colour-blind eyes.
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +15,7 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Wedge
 from torch import Tensor
 
 COLORS = {
@@ -198,3 +200,49 @@ def save_figure(figure: Figure, name: str, folder: str | os.PathLike | None = No
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def course_map(
+    stops: Sequence[tuple[int, str, str]],
+    chapters: Mapping[str, Sequence[int]],
+    written: Sequence[int],
+    per_row: int = 7,
+) -> Figure:
+    """Draw a course as a path of numbered stops; a stop that is not written yet is pale.
+
+    Args:
+        stops: (number, title, slots) each; slots are words out of encoder, prior, decoder. Each
+            slot has its own third of a stop's ring, filled where the notebook changes it.
+        chapters: numbers of the stops below each chapter's name.
+        written: numbers of the stops that exist; the others are marked "planned".
+        per_row: stops in one row of the path.
+    """
+    rows = -(-len(stops) // per_row)
+    figure, ax = plt.subplots(figsize=(1.65 * per_row, 2.35 * rows + 0.6))
+    place = {
+        number: (i % per_row, -1.5 * (i // per_row)) for i, (number, *_) in enumerate(stops)
+    }
+    sectors = {"encoder": (150, 270), "prior": (30, 150), "decoder": (270, 390)}
+    for a, b in pairwise(place.values()):
+        turn = [] if a[1] == b[1] else [(a[0] + 0.5, a[1]), (a[0] + 0.5, a[1] - 0.62)]
+        turn += [(b[0] - 0.5, a[1] - 0.62), (b[0] - 0.5, b[1])] if turn else []
+        ax.plot(*zip(a, *turn, b, strict=True), color="#BBBBBB", linewidth=3, zorder=0)
+    for number, title, slots in stops:
+        x, y = place[number]
+        alpha = 1 if number in written else 0.3
+        for slot, angles in sectors.items():
+            color = COLORS[slot] if slot in slots.split() else "#E4E4E4"
+            ax.add_patch(Wedge((x, y), 0.26, *angles, color="white", zorder=1))
+            ax.add_patch(Wedge((x, y), 0.25, *angles, width=0.1, color=color, alpha=alpha))
+        style = {"ha": "center", "alpha": max(alpha, 0.55)}
+        ax.text(x, y, f"{number:02d}", va="center", weight="bold", fontsize=12, **style)
+        text = title if number in written else f"{title}\n(planned)"
+        ax.text(x, y - 0.32, text, va="top", fontsize=9.5, linespacing=1.15, **style)
+    for name, numbers in chapters.items():
+        x, y = place[numbers[0]]
+        ax.text(x - 0.28, y + 0.38, name, fontsize=13, weight="bold")
+    handles = [Wedge((0, 0), 1, 0, 120, color=COLORS[slot], label=slot) for slot in sectors]
+    ax.legend(handles=handles, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    ax.set(xlim=(-0.6, per_row - 0.4), ylim=(-1.5 * rows + 0.55, 0.65), aspect="equal")
+    ax.axis("off")
+    return figure
