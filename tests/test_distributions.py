@@ -122,14 +122,14 @@ def test_grey_bernoulli_is_bernoulli_on_bits():
     logits = 3 * torch.randn(50).double()
     bits = (torch.rand(50) < 0.5).double()
     torch.testing.assert_close(
-        GreyBernoulli(logits=logits).log_prob(bits), Bernoulli(logits=logits).log_prob(bits)
+        GreyBernoulli(logits).log_prob(bits), Bernoulli(logits=logits).log_prob(bits)
     )
 
 
 def test_grey_level_scores_the_expected_bit():
     logits = torch.tensor([-2.0, 0.3, 5.0]).double()
     grey = torch.tensor([0.25, 0.5, 0.9]).double()
-    grey_bernoulli = GreyBernoulli(logits=logits)
+    grey_bernoulli = GreyBernoulli(logits)
     expected = grey * grey_bernoulli.log_prob(torch.ones(3).double())
     expected += (1 - grey) * grey_bernoulli.log_prob(torch.zeros(3).double())
     torch.testing.assert_close(grey_bernoulli.log_prob(grey), expected)
@@ -155,3 +155,11 @@ def test_extreme_logits_stay_finite():
     assert p.log_prob(torch.ones(1, 1, 2, 2)).item() == pytest.approx(0)
     wide = p.expand((3,))
     assert wide.batch_shape == (3,) and wide.sample().shape == (3, 1, 2, 2)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_are_refused(value):
+    logits = torch.zeros(2, 1, 3, 3)
+    logits[1, 0, 2, 2] = value
+    with pytest.raises(ValueError, match="expected finite logits"):
+        PixelBernoulli(logits)

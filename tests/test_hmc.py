@@ -43,9 +43,8 @@ def test_leapfrog_preserves_volume():
     torch.manual_seed(0)
     at, width = torch.randn(6).double(), 1e-5
     # The flow of a Gaussian is linear, so central differences are exact up to rounding.
-    columns = [
-        (flow(at + width * e) - flow(at - width * e)) / (2 * width) for e in torch.eye(6).double()
-    ]
+    shifts = width * torch.eye(6).double()
+    columns = [(flow(at + shift) - flow(at - shift)) / (2 * width) for shift in shifts]
     assert torch.linalg.det(torch.stack(columns, 1)).item() == pytest.approx(1, abs=1e-8)
 
 
@@ -182,11 +181,7 @@ def test_works_where_gradients_are_switched_off():
         (lambda s: hmc.init(TARGET.log_prob, torch.zeros(4, 3).long()), TypeError, "float"),
         (lambda s: hmc.init(lambda z: z.sum(), torch.zeros(4, 3)), None, ""),
         (lambda s: hmc.init(lambda z: z, torch.zeros(4, 3)), ValueError, "one log density"),
-        (
-            lambda s: hmc.init(TARGET.log_prob, s.position * float("nan")),
-            ValueError,
-            "finite|values",
-        ),
+        (lambda s: hmc.init(lambda z: z.sum(-1) / 0, s.position), ValueError, "finite log_density"),
     ],
 )
 def test_bad_arguments(call, error, message):

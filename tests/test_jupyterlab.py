@@ -40,7 +40,9 @@ QUIET = "jupyterlab.handlers.announcements.NeverCheckForUpdate"
 SETTINGS = {"@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}
 CODE_CELLS = ".jp-NotebookPanel .jp-CodeCell"
 ERRORS = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]'
-IDLE = '.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]'
+# The status bar says "Idle" only once the kernel is connected: before that, the notebook's own
+# sign is idle too, and Run All Cells would run nothing.
+STATUS_BAR = "#jp-main-statusbar"
 # A cell that is running or waiting shows [*]:, one that has run shows [3]:. An error ends a run.
 ENDED = """([cells, errors]) => {
     const prompts = [...document.querySelectorAll(cells + ' .jp-InputPrompt')];
@@ -174,11 +176,11 @@ def test_first_notebook_runs_in_jupyterlab(tmp_path):
         page.set_default_timeout(60_000)
         page.goto(f"{url}lab/tree/notebooks/{FIRST}?token={token}")
         playwright.expect(page.locator(CODE_CELLS)).to_have_count(cells, timeout=60_000)
-        page.locator(IDLE).wait_for()
+        page.locator(STATUS_BAR).get_by_text("| Idle").wait_for()
 
         choose(page, "Run", "Run All Cells")
         page.wait_for_function(ENDED, arg=[CODE_CELLS, ERRORS], timeout=RUN_SECONDS * 1000)
-        page.locator(IDLE).wait_for()
+        page.locator(STATUS_BAR).get_by_text("| Idle").wait_for()
         errors = page.locator(ERRORS).all_inner_texts()
         assert errors == []
         pictures = page.locator(".jp-OutputArea-output img").count()

@@ -103,9 +103,21 @@ class GreyBernoulli(Bernoulli):
 
     For x in {0, 1} this is the Bernoulli. For a grey level it is its expected value when the
     pixel is drawn with probability x: a cross entropy, not a density over [0, 1].
+
+    Raises:
+        ValueError: non-finite logits, or a value outside [0, 1].
     """
 
     support = constraints.unit_interval
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = None):
+        super().__init__(logits=logits, validate_args=False)
+        self._validate_args = (
+            Distribution._validate_args if validate_args is None else validate_args
+        )
+        # One sum finds what is not finite; torch's elementwise check costs half a log_prob here.
+        if self._validate_args and not logits.sum(dtype=torch.float32).isfinite():
+            raise ValueError("expected finite logits, got nan or infinity among them")
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log probability in nats, elementwise."""
@@ -116,7 +128,7 @@ class GreyBernoulli(Bernoulli):
 
     def expand(self, batch_shape, _instance=None) -> "GreyBernoulli":
         """The same distribution with the batch shape ``batch_shape``."""
-        return GreyBernoulli(logits=self.logits.expand(batch_shape), validate_args=False)
+        return GreyBernoulli(self.logits.expand(batch_shape), validate_args=False)
 
 
 class PixelBernoulli(Independent):
@@ -135,8 +147,7 @@ class PixelBernoulli(Independent):
     arg_constraints: ClassVar = {"logits": constraints.real}
 
     def __init__(self, logits: Tensor, event_dims: int = 3, validate_args: bool | None = None):
-        base = GreyBernoulli(logits=logits, validate_args=validate_args)
-        super().__init__(base, event_dims, validate_args)
+        super().__init__(GreyBernoulli(logits, validate_args), event_dims, validate_args)
 
     @property
     def logits(self) -> Tensor:

@@ -16,7 +16,9 @@ from vaelib import hmc
 
 
 @torch.no_grad()
-def importance_sampled(vae: nn.Module, x: Tensor, samples: int = 100, chunk: int = 2000) -> Tensor:
+def importance_sampled(
+    vae: nn.Module, x: Tensor, samples: int = 100, chunk: int | None = None
+) -> Tensor:
     """Importance-sampled estimate of log p(x), ``(B,)`` nats.
 
         log p(x) ≈ ln (1/K) Σ_k p(x|z_k) p(z_k) / q(z_k|x),   z_k ~ q(z|x)
@@ -28,11 +30,16 @@ def importance_sampled(vae: nn.Module, x: Tensor, samples: int = 100, chunk: int
         vae: a model with the three slots ``encoder``, ``prior`` and ``decoder``.
         x: images ``(B, *image_shape)``.
         samples: number of importance samples K per image.
-        chunk: at most so many (image, sample) pairs are decoded at once; bounds the memory.
+        chunk: at most so many (image, sample) pairs are decoded at once, which bounds the
+            memory; by default as many as make two million pixels.
+
+    A posterior q(z|x) narrower than the true one can give the weights an infinite variance: the
+    estimate then converges slowly and its spread tells little.
 
     Raises:
         ValueError: fewer than one sample or a chunk below one.
     """
+    chunk = max(1, 2_000_000 // x[0].numel()) if chunk is None else chunk
     if samples < 1 or chunk < 1:
         raise ValueError(f"expected samples >= 1 and chunk >= 1, got {samples} and {chunk}")
     per_image = min(samples, chunk)
@@ -112,7 +119,8 @@ def appendix_d(
         state, first, _ = hmc.sample(joint, state, size, samples, thin=thin, **settings)
         state, fresh, _ = hmc.sample(joint, state, size, samples, thin=thin, **settings)
         q = _DENSITIES[density](first.flatten(2))  # (samples, B, latents) to batch (B,)
-        log_ratio = q.log_prob(fresh.flatten(2)) - joint(fresh)  # (samples, B)
+        log_p = torch.stack([joint(z) for z in fresh])  # one sample at a time bounds the memory
+        log_ratio = q.log_prob(fresh.flatten(2)) - log_p  # (samples, B)
         estimates.append(math.log(samples) - log_ratio.logsumexp(0))
     return torch.cat(estimates)
 

@@ -219,13 +219,11 @@ def course_map(
     """
     rows = -(-len(stops) // per_row)
     figure, ax = plt.subplots(figsize=(1.65 * per_row, 2.35 * rows + 0.6))
-    place = {
-        number: (i % per_row, -1.5 * (i // per_row)) for i, (number, *_) in enumerate(stops)
-    }
+    place = {number: (i % per_row, -1.6 * (i // per_row)) for i, (number, *_) in enumerate(stops)}
     sectors = {"encoder": (150, 270), "prior": (30, 150), "decoder": (270, 390)}
     for a, b in pairwise(place.values()):
-        turn = [] if a[1] == b[1] else [(a[0] + 0.5, a[1]), (a[0] + 0.5, a[1] - 0.62)]
-        turn += [(b[0] - 0.5, a[1] - 0.62), (b[0] - 0.5, b[1])] if turn else []
+        turn = [] if a[1] == b[1] else [(a[0] + 0.5, a[1]), (a[0] + 0.5, a[1] - 0.74)]
+        turn += [(b[0] - 0.5, a[1] - 0.74), (b[0] - 0.5, b[1])] if turn else []
         ax.plot(*zip(a, *turn, b, strict=True), color="#BBBBBB", linewidth=3, zorder=0)
     for number, title, slots in stops:
         x, y = place[number]
@@ -243,6 +241,6 @@ def course_map(
         ax.text(x - 0.28, y + 0.38, name, fontsize=13, weight="bold")
     handles = [Wedge((0, 0), 1, 0, 120, color=COLORS[slot], label=slot) for slot in sectors]
     ax.legend(handles=handles, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
-    ax.set(xlim=(-0.6, per_row - 0.4), ylim=(-1.5 * rows + 0.55, 0.65), aspect="equal")
+    ax.set(xlim=(-0.6, per_row - 0.4), ylim=(-1.6 * rows + 0.72, 0.65), aspect="equal")
     ax.axis("off")
     return figure

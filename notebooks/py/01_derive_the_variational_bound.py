@@ -1,3 +1,11 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # 01 · Derive the variational bound
 #
@@ -560,6 +568,7 @@ print("PPCA agrees:", torch.allclose(ppca.log_prob(readings), evidence(room).log
 # %%
 nodes = torch.linspace(-6, 6, 121)
 node_weights = torch.softmax(-(nodes**2) / 2, 0)
+means, log_scales = torch.linspace(-4, 4, 161), torch.linspace(-2.2, 1.3, 81)
 
 
 def bent_elbo(mean, log_scale):
@@ -591,7 +600,6 @@ paths = {"left": climb(-2.0), "right": climb(1.2), "middle": climb(-0.1)}
 matched_mean = (STEP * target * grid[:, 0]).sum()
 matched_scale = (STEP * target * (grid[:, 0] - matched_mean) ** 2).sum().sqrt()
 matched = matched_mean, matched_scale.log()
-means, log_scales = torch.linspace(-4, 4, 161), torch.linspace(-2.2, 1.3, 81)
 surface = (log_p_gap - bent_elbo(means, log_scales[:, None])).clamp(0, 255)
 
 # %%
@@ -787,7 +795,7 @@ plt.show()
 # %% [markdown]
 # *What to see.* Every curve falls towards zero as $K$ grows, and the better the encoder, the lower it starts. The exact posterior needs a single draw. Bars are two standard errors of the mean over the data.
 #
-# The curves do not fall equally fast, and that is a warning. The prior starts worst of all, but it is *wide*: no cause is left out, no weight can be enormous. The half-blind $q$ starts far better and is overtaken, because it is narrow and often in the wrong place: the rare draw that lands where the posterior is carries a huge weight. Even our best mean-field $q$ is narrower than the posterior along the slant of the ellipse. The variance of its weights is finite only if $2\Lambda - \operatorname{diag}\Lambda$ is positive definite (write out $\int p(z|x)^2/q(z|x)\,dz$), and in this room it is not. Mode seeking makes a good bound and a risky proposal. For four readings and two heaters all of them get there; with tens of latents, as section 2 showed, the prior never does.
+# The curves do not fall equally fast, and that is a warning. The prior starts worst of all, but it is *wide*: no cause is left out, no weight can be enormous. The half-blind $q$ starts far better and is overtaken, because it is narrow and often in the wrong place: the rare draw that lands where the posterior is carries a huge weight. Even our best mean-field $q$ is narrower than the posterior along the slant of the ellipse. The variance of its weights is finite only if $2\Lambda - \operatorname{diag}\Lambda$ is positive definite (write out $\int p(z|x)^2/q(z|x)\,dz$), and in this room it is not. Mode seeking makes a good bound and a risky proposal. With two heaters even the prior arrives in the end; with tens of latents, as section 2 showed, it never does.
 #
 # ## Claims
 #

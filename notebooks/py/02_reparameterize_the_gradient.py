@@ -1,3 +1,11 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # 02 · Reparameterize the gradient
 #
@@ -272,14 +280,14 @@ variance = {name: samples.var(0).sum(-1) for name, samples in real.items()}  # (
 figure, axes = plt.subplots(1, 2, figsize=(11, 3.9))
 for name in METHODS:
     style = {"color": COLOR[name], "label": name, "alpha": 0.75}
-    sizes = real[name][:, :, 0].abs().flatten().clamp_min(1e-2).log10()
-    axes[0].hist(sizes.numpy(), np.linspace(-2, 5.5, 76), histtype="step", linewidth=2, **style)
+    sizes = real[name][:, :, 0].abs().log10().flatten()
+    axes[0].hist(sizes.numpy(), np.linspace(-2, 4.5, 66), histtype="step", linewidth=2, **style)
     if name != "pathwise":
         ratio = (variance[name] / variance["pathwise"]).log10()
         axes[1].hist(ratio.numpy(), np.linspace(-0.5, 7, 46), **style)
-axes[0].set(xlabel="log₁₀ of |one-sample estimate| (nats)", ylabel="samples", title="their sizes")
+axes[0].set(xlabel="log₁₀ |estimate| (nats)", ylabel="samples", title="how large one estimate is")
 axes[1].axvline(0, color=COLOR["pathwise"], label="pathwise")
-axes[1].set(xlabel="log₁₀ of variance over pathwise variance", ylabel="images", title="the price")
+axes[1].set(xlabel="log₁₀ of variance / pathwise variance", ylabel="images", title="its price")
 axes[0].legend(fontsize=9, loc="upper left")
 plt.show()
 
@@ -330,9 +338,8 @@ figure, ax = plt.subplots(figsize=(7.5, 4))
 ax.axhline(ceiling, color=COLORS["bound"], linestyle=":", label="the encoder trained with it")
 for name, curve in races.items():
     ax.plot(50 * 5 * 20 * np.arange(len(curve)), curve, "o-", color=COLOR[name], label=name)
-ax.set(
-    xlabel="samples of z used", ylabel="test bound (nats per image)", title="fitting q, 20 latents"
-)
+ax.set(xlabel="samples of z used", ylabel="test bound (nats per image)", ylim=(-330, -150))
+ax.set_title("fitting q, 20 latents: noise costs samples")
 ax.legend(fontsize=10)
 plt.show()
 
@@ -438,11 +445,13 @@ for index, what in enumerate(("value of the bound", "gradient in μ", "gradient 
     for stage, marker in {"untrained": "o", "trained": "^"}.items():
         pair = [sgvb_variances[stage, name][index] for name in ("A", "B")]
         color = COLORS["encoder"] if stage == "trained" else "#999999"
-        bottom.plot(*pair, marker, color=color, alpha=0.6, label=f"{stage} (one image each)")
-    bottom.axline((10, 10), (11, 11), color=COLORS["exact"], linewidth=1, linestyle="--")
-    bottom.set(xscale="log", yscale="log", xlabel="variance of A (nats²)", ylabel="variance of B")
+        bottom.plot(*pair, marker, color=color, alpha=0.6, label=f"{stage}, one image each")
+    limits = ((0.01, 100), (5, 2000), (1, 200))[index]
+    bottom.plot(limits, limits, color=COLORS["exact"], linewidth=1, linestyle="--")
+    bottom.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
+    bottom.set(xlabel="variance of A (nats²)", ylabel="variance of B (nats²)")
 axes[0, 0].legend(fontsize=10)
-axes[1, 0].legend(fontsize=10, loc="lower right")
+axes[1, 0].legend(fontsize=10, loc="upper left")
 axes[1, 2].annotate("below the line:\nB is quieter", (0.6, 0.08), xycoords="axes fraction")
 plt.show()
 
@@ -511,13 +520,12 @@ for L, color, style, marker in ((1, COLORS["aevb"], "-", "o"), (10, COLORS["enco
     found = [minibatch_estimates(M, L, 500).std() / N for M in batches]
     axes[0].plot(batches, theory, color=color, linestyle=style, label=f"L = {L}")
     axes[0].plot(batches, found, marker, color=color, fillstyle="none", markersize=5 + L / 2)
-axes[0].set(
-    xscale="log", yscale="log", xlabel="minibatch M", ylabel="standard deviation (nats/image)"
-)
-axes[0].legend(title="more images help, more draws do not")
+axes[0].set(xscale="log", yscale="log", ylim=(1, 100), xlabel="images in the minibatch, M")
+axes[0].set(ylabel="std (nats per image)", title="the bound: more images help, more draws do not")
+axes[0].legend()
 axes[1].bar([f"M = {M}\nL = {L}" for M, L in BUDGETS], costs, color=COLORS["aevb"])
 axes[1].bar_label(axes[1].containers[0], fmt="×%.2g")
-axes[1].set(yscale="log", ylabel="variance, relative", title="gradients of 100 decodings each")
+axes[1].set(yscale="log", ylim=(0.5, 99), ylabel="variance, relative", title="gradient noise")
 plt.show()
 
 # %% [markdown]
@@ -800,9 +808,9 @@ print(f"   width gradient at a datum far out (x = 10): A {width_a:.2f}, B {width
 means = {key: [float(part.mean()) for part in parts] for key, parts in sgvb_variances.items()}
 first, later = (np.divide(means[stage, "B"], means[stage, "A"]) for stage in stages)
 print("   real VAE, B/A: both gradients below 0.9 untrained:", bool(max(first[1:]) < 0.9), end="; ")
-print("trained, means below 1:", bool(later[1] < 1), "but value above 1.1:", bool(later[0] > 1.1))
+print("trained, means below 1:", bool(later[1] < 1), "but value above 1.3:", bool(later[0] > 1.3))
 assert exactly and switch and width_a < width_b
-assert max(first[1:]) < 0.9 and later[1] < 1 and later[0] > 1.1
+assert max(first[1:]) < 0.9 and later[1] < 1 and later[0] > 1.3
 
 # %%
 estimates, predicted = minibatch_estimates(100, 1, 4000), minibatch_variance(100, 1)
@@ -810,9 +818,9 @@ unbiased, ratio = agree(estimates, table.mean(1).sum()), float(estimates.var() /
 print(f"4. M = 100, L = 1: unbiased: {unbiased}; variance as predicted: {abs(ratio - 1) < 0.15}")
 gain = 1 - float(minibatch_variance(100, 10) / predicted)
 print("   ten draws in place of one lower the variance of the bound by less than 5 %:", gain < 0.05)
-print("   gradients of 10 × 10 and 1 × 100 decodings are over 2 and 10 times as noisy", end=": ")
-print(costs[1] > 2 and costs[2] > 10)
-assert unbiased and abs(ratio - 1) < 0.15 and gain < 0.05 and costs[1] > 2 and costs[2] > 10
+print("   gradients of 10 × 10 and 1 × 100 decodings are over 2 and 5 times as noisy", end=": ")
+print(costs[1] > 2 and costs[2] > 5)
+assert unbiased and abs(ratio - 1) < 0.15 and gain < 0.05 and costs[1] > 2 and costs[2] > 5
 
 # %%
 u = torch.linspace(0.001, 0.999, 999)
