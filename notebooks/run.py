@@ -61,7 +61,7 @@ def run(path: Path) -> bool:
         timeout=CELL_SECONDS,
         kernel_name="python3",
         record_timing=False,  # no time stamps: the same run gives the same file
-        store_widget_state=False,
+        store_widget_state=True,
         extra_arguments=["--log-level=ERROR"],  # the kernel's own remarks on its connection
         resources={"metadata": {"path": str(path.parent)}},
     )

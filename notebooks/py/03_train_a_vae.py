@@ -13,7 +13,7 @@
 # ---
 
 # %% [markdown]
-# # Train a VAE
+# # 03 · Train a VAE
 #
 # *From the bound to a model that draws digits and faces: Kingma & Welling (2013), sections 2.3, 3 and 5, figures 4 and 5, appendices B and C.*
 #
