@@ -9,7 +9,7 @@ from vaelib.decoders import BernoulliMLP, GaussianMLP
 from vaelib.distributions import DiagNormal, PixelBernoulli
 from vaelib.encoders import MLPEncoder
 from vaelib.networks import MLP, flatten_events, init_normal_
-from vaelib.priors import StandardNormal
+from vaelib.priors import AR1Prior, StandardNormal
 
 
 def test_encoder_returns_a_diagonal_normal_per_image():
@@ -78,6 +78,15 @@ def test_standard_normal(shape):
     torch.testing.assert_close(p.log_prob(z), expected)
     assert not list(prior.parameters()) and not prior.state_dict()
     assert copy.deepcopy(prior).double()().loc.dtype == torch.float64
+
+
+def test_ar1_prior_follows_the_module_to_its_type():
+    prior = AR1Prior(torch.tensor([0.5, 0.9]), 6)
+    assert prior().event_shape == (6, 2) and prior().batch_shape == ()
+    assert copy.deepcopy(prior).double()().rsample().dtype == torch.float64
+    other = AR1Prior(torch.tensor([0.1, 0.2]), 6)
+    other.load_state_dict(prior.state_dict())
+    assert torch.equal(other().alpha, prior().alpha)
 
 
 def test_wrong_shapes_are_named():

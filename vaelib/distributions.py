@@ -4,6 +4,7 @@
 value must have the event shape of the distribution that scores it.
 """
 
+import math
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
 from torch.distributions.kl import register_kl
 from torch.nn.functional import binary_cross_entropy_with_logits
+
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def check_event(distribution: Distribution, value: Tensor) -> None:
@@ -163,3 +166,158 @@ class PixelBernoulli(Independent):
         """Log probability of whole images in nats, ``(*batch,)``."""
         check_event(self, value)
         return super().log_prob(value)
+
+
+class AR1(Distribution):
+    """Stationary first-order autoregressive process, one per channel: slow features.
+
+        z_1 ~ N(0, 1),   z_t | z_{t−1} ~ N(α z_{t−1}, 1 − α²)
+
+    so that every z_t has unit variance and neighbours are correlated by α. With α = 0 the rows
+    are independent. Razavi et al. (2019), section 2.2.
+
+    Args:
+        alpha: correlation of neighbours in each channel, ``(d,)`` in [0, 1).
+        length: number of steps n ≥ 1.
+
+    Event shape ``(length, d)``, batch shape ``()`` or what it is expanded to.
+
+    Raises:
+        ValueError: α outside [0, 1) or not a vector, a length below one, or a value with another
+            event shape.
+
+    >>> AR1(torch.tensor([0.5, 0.9]), length=8).rsample((3,)).shape
+    torch.Size([3, 8, 2])
+    """
+
+    arg_constraints: ClassVar = {"alpha": constraints.half_open_interval(0.0, 1.0)}
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = True
+
+    def __init__(self, alpha: Tensor, length: int, validate_args: bool | None = None):
+        self.alpha = _check_alpha(alpha)
+        self.length = _check_length(length)
+        event_shape = torch.Size((length, len(self.alpha)))
+        super().__init__(torch.Size(), event_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape, _instance=None) -> "AR1":
+        """The same distribution with the batch shape ``batch_shape``."""
+        new = AR1(self.alpha, self.length, validate_args=False)
+        new._batch_shape = torch.Size(batch_shape)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def innovation_scale(self) -> Tensor:
+        """Standard deviation of each step given the one before: 1, then √(1 − α²), ``(n, d)``."""
+        step = (1 - self.alpha.square()).sqrt().expand(self.event_shape)
+        first = torch.arange(self.length, device=step.device).unsqueeze(-1) == 0
+        return torch.where(first, torch.ones_like(step), step)
+
+    @property
+    def mean(self) -> Tensor:
+        """Zero, ``(*batch, n, d)``."""
+        return self.alpha.new_zeros(self._extended_shape())
+
+    @property
+    def variance(self) -> Tensor:
+        """One, at every step, ``(*batch, n, d)``."""
+        return self.alpha.new_ones(self._extended_shape())
+
+    def rsample(self, sample_shape=()) -> Tensor:
+        """Draws ``(*sample_shape, *batch, n, d)``."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = torch.randn(shape, dtype=self.alpha.dtype, device=self.alpha.device)
+        rows = list((noise * self.innovation_scale).unbind(-2))
+        for t in range(1, self.length):
+            rows[t] = rows[t] + self.alpha * rows[t - 1]
+        return torch.stack(rows, -2)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density in nats, ``(*batch,)``."""
+        check_event(self, value)
+        if self._validate_args:
+            self._validate_sample(value)
+        innovation = value - self.alpha * _previous(value)
+        scale = self.innovation_scale
+        log_density = -0.5 * (innovation / scale).square() - scale.log() - _LOG_SQRT_2PI
+        log_density = log_density.sum((-2, -1))
+        return log_density.expand(torch.broadcast_shapes(log_density.shape, self.batch_shape))
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, batch shape."""
+        each = 0.5 + _LOG_SQRT_2PI + self.innovation_scale.log()
+        return each.sum().expand(self.batch_shape)
+
+
+@register_kl(DiagNormal, AR1)
+def _kl_diag_normal_ar1(q: DiagNormal, p: AR1) -> Tensor:
+    """KL(q ‖ p) in closed form, linear in length and channels, nats.
+
+        ½[μ₁² + σ₁² − 1 − ln σ₁²]
+        + ½ Σ_{t≥2} [ ((μ_t − α μ_{t−1})² + σ_t² + α² σ_{t−1}²)/(1 − α²) − 1 − ln(σ_t²/(1 − α²)) ]
+
+    summed over channels. Razavi et al. (2019), section 2.2 and appendix.
+    """
+    if q.event_shape != p.event_shape:
+        raise ValueError(
+            f"expected equal event shapes, got {tuple(q.event_shape)} and {tuple(p.event_shape)}"
+        )
+    variance, scale = q.scale.square(), p.innovation_scale
+    innovation = q.loc - p.alpha * _previous(q.loc)
+    spread = variance + p.alpha.square() * _previous(variance)
+    ratio = 2 * (q.scale / scale).log()
+    return 0.5 * ((innovation.square() + spread) / scale.square() - 1 - ratio).sum((-2, -1))
+
+
+def committed_rate(alpha: Tensor, length: int) -> Tensor:
+    """The least rate δ of any diagonal posterior against an AR(1) prior, a scalar in nats.
+
+        δ = ½ Σ_k [ (n − 2) ln(1 + α_k²) − ln(1 − α_k²) ],   n ≥ 2
+
+    and 0 for n = 1, where the posterior can be the prior. Reached at μ = 0 with the variances of
+    :func:`committed_variance`. Independent factors cannot match a correlated prior, so no encoder
+    and no weights can bring KL(q ‖ p) below δ. Razavi et al. (2019), equation 4.
+
+    Args:
+        alpha: correlation of neighbours in each channel, ``(d,)`` in [0, 1).
+        length: number of steps n ≥ 1.
+    """
+    squared = _check_alpha(alpha).square()
+    if _check_length(length) == 1:
+        return torch.zeros_like(squared).sum()
+    return 0.5 * ((length - 2) * torch.log1p(squared) - torch.log1p(-squared)).sum()
+
+
+def committed_variance(alpha: Tensor, length: int) -> Tensor:
+    """The posterior variances σ² that reach :func:`committed_rate`, ``(length, d)``.
+
+    1 − α² at both ends, (1 − α²)/(1 + α²) inside; 1 for length 1.
+    """
+    squared = _check_alpha(alpha).square()
+    if _check_length(length) == 1:
+        return torch.ones_like(squared).unsqueeze(0)
+    inside = torch.arange(length, device=squared.device).unsqueeze(-1) % (length - 1) != 0
+    return torch.where(inside, (1 - squared) / (1 + squared), 1 - squared)
+
+
+def _previous(rows: Tensor) -> Tensor:
+    """Row t − 1 in place of row t, and zero before the first: ``(*batch, n, d)``."""
+    return torch.cat([torch.zeros_like(rows[..., :1, :]), rows[..., :-1, :]], -2)
+
+
+def _check_alpha(alpha: Tensor) -> Tensor:
+    alpha = torch.as_tensor(alpha)
+    if not alpha.is_floating_point():
+        alpha = alpha.to(torch.get_default_dtype())
+    if alpha.dim() != 1 or not len(alpha):
+        raise ValueError(f"expected alpha of shape (d,), got {tuple(alpha.shape)}")
+    if not ((alpha >= 0) & (alpha < 1)).all():
+        raise ValueError(f"expected alpha in [0, 1), got {alpha.tolist()}")
+    return alpha
+
+
+def _check_length(length: int) -> int:
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise ValueError(f"expected a length of at least 1, got {length!r}")
+    return length

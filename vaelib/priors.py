@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vaelib.distributions import DiagNormal
+from vaelib.distributions import AR1, DiagNormal
 
 
 class StandardNormal(nn.Module):
@@ -27,3 +27,25 @@ class StandardNormal(nn.Module):
     def forward(self) -> DiagNormal:
         """p(z), batch shape ``()``."""
         return DiagNormal(self.loc, self.scale, event_dims=self.loc.dim())
+
+
+class AR1Prior(nn.Module):
+    """The slow prior of the δ-VAE: one :class:`AR1` process per channel.
+
+    Razavi et al. (2019), section 2.2. Against a posterior with independent rows it commits the
+    model to a rate of at least :func:`vaelib.distributions.committed_rate`.
+
+    Args:
+        alpha: correlation of neighbouring rows in each channel, ``(d,)`` in [0, 1).
+        length: number of rows.
+    """
+
+    def __init__(self, alpha: Tensor, length: int):
+        super().__init__()
+        prior = AR1(alpha, length)  # checks both
+        self.register_buffer("alpha", prior.alpha)
+        self.length = length
+
+    def forward(self) -> AR1:
+        """p(z), batch shape ``()``, event shape ``(length, d)``."""
+        return AR1(self.alpha, self.length)
