@@ -94,7 +94,8 @@ def fit(
         checkpoint: file that is rewritten after every epoch. If it exists, the run goes on from
             it, bit for bit as if it had never stopped on the same machine.
         progress: show a progress bar with the current bound and the time left.
-        fabric: the engine, for a chosen device or precision; the best one device by default.
+        fabric: the engine, for a chosen device or precision; by default one CUDA GPU where there is
+            one, else the CPU.
 
     Raises:
         TypeError: data that are not a float tensor.
@@ -114,7 +115,9 @@ def fit(
         optimizer = adam
     if not isinstance(optimizer, Optimizer):
         optimizer = optimizer(model.parameters())
-    fabric = fabric or Fabric(accelerator="auto", devices=1)
+    # Not "auto": Apple's GPU has no float64, and is slower than the processor for small networks.
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    fabric = fabric or Fabric(accelerator=kind, devices=1)
     home = next(model.parameters()).device
     run = _Run(model, optimizer, fabric, len(train), batch_size, seed)
     if checkpoint is not None:

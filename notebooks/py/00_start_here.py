@@ -190,7 +190,7 @@ history = training.fit(
     vae,
     digits.train,
     test=digits.test,
-    epochs=scale(classroom=40, paper=400),
+    epochs=scale(classroom=40, paper=200),
     optimizer=partial(training.adam, lr=3e-3),
     evaluate_every=2,
     seed=SEED,

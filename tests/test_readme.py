@@ -1,0 +1,76 @@
+"""The README keeps its promises: its code runs, and its table is the course."""
+
+import re
+from pathlib import Path
+
+import pairs
+import pytest
+from matplotlib import pyplot as plt
+
+from vaelib import plotting
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+START = (ROOT / "notebooks/py/00_start_here.py").read_text(encoding="utf-8")
+
+
+def course_of_notebook_00() -> dict[str, object]:
+    """The tables COURSE and CHAPTERS, as the first notebook defines them."""
+    cell = re.search(r"^COURSE = \[.*?^CHAPTERS = [^\n]*\n", START, re.MULTILINE | re.DOTALL)
+    tables: dict[str, object] = {}
+    exec(cell.group(), tables)
+    return tables
+
+
+def rows_of_readme() -> list[tuple[int, str, bool]]:
+    """The course table -> [(number, title, planned)]."""
+    found = re.findall(r"^\| \[?(\d\d) ([^]|(]+?)(?:\]\([^)]*\))?( \(planned\))? \|", README, re.M)
+    return [(int(number), title, bool(planned)) for number, title, planned in found]
+
+
+def test_there_is_code():
+    assert BLOCKS, "expected a python block in README.md, got none"
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
+def test_code_runs(block):
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    # What the comments of the block promise.
+    assert names["bound"].value.shape == (1000,) and names["log_px"].shape == (10,)
+    assert names["images"].shape == (16, 1, 28, 28)
+    assert names["history"]["test_bound"][-1] > names["history"]["test_bound"][0]
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 120
+
+
+def test_table_and_map_are_the_same_course():
+    stops = [(n, title.replace("\n", " ")) for n, title, _ in course_of_notebook_00()["COURSE"]]
+    assert [(number, title) for number, title, _ in rows_of_readme()] == stops
+
+
+def test_what_is_not_planned_is_there():
+    written = {int(path.name[:2]): path.name for path in pairs.notebooks()}
+    for number, title, planned in rows_of_readme():
+        assert planned == (number not in written), f"{number:02d} {title}: planned is {planned}"
+        if not planned:
+            assert written[number] == f"{number:02d}_{title.replace(' ', '_')}.ipynb".lower()
+
+
+def test_chapters_cover_the_course_once():
+    tables = course_of_notebook_00()
+    numbers = [number for numbers in tables["CHAPTERS"].values() for number in numbers]
+    assert numbers == [number for number, *_ in tables["COURSE"]]
+
+
+def test_map_fades_what_is_planned():
+    tables = course_of_notebook_00()
+    figure = plotting.course_map(tables["COURSE"], tables["CHAPTERS"], [0, 1, 2])
+    words = [text.get_text() for text in figure.axes[0].texts]
+    titles = [title for _, title, _ in tables["COURSE"]]
+    assert all(title in words for title in titles[:3])
+    assert all(f"{title}\n(planned)" in words for title in titles[3:])
+    plt.close(figure)
