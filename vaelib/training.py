@@ -24,6 +24,10 @@ try:
 except ModuleNotFoundError:  # the package `lightning` ships the same engine under another name
     from lightning.fabric import Fabric
 
+# Fabric sets this for programs that fork. Where no GPU is, it makes every update look for one
+# anew, which takes longer than some updates.
+os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+
 from vaelib.data import check_images
 from vaelib.learning import aevb_step
 from vaelib.vae import ELBO, VAE
@@ -137,7 +141,7 @@ def fit(
                     run.record(step(run.wrapped, x, run.optimizer, backward=fabric.backward))
                     bar.update()
                     if run.update % 20 == 0:
-                        bar.set_postfix_str(f"bound {run.mean_bound():.1f} nats")
+                        bar.set_postfix_str(f"bound {run.mean_bound():.1f} nats", refresh=False)
                     if interrupt.is_set():
                         break
                 else:
@@ -184,9 +188,9 @@ class _Run:
         self.images, self.batch_size, self.seed = images, batch_size, seed
         self.batches = -(-images // batch_size)
         self.epoch, self.batch, self.rows = 0, 0, []
-        # Sums over the epoch so far: images, distortion, rate. Kept on the device, in float64,
-        # so that no update has to wait for a number to reach the host.
-        self.sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
+        # Sums over the epoch so far of distortion and rate. Kept on the device, in float64, so
+        # that no update has to wait for a number to reach the host.
+        self.sums = torch.zeros(2, dtype=torch.float64, device=fabric.device)
         self.seconds, self.started = 0.0, time.perf_counter()
         self.random_state: dict[str, Tensor] | None = None
 
@@ -202,20 +206,16 @@ class _Run:
 
     def record(self, bound: ELBO) -> None:
         self.batch += 1
-        self.sums[0] += len(bound.distortion)
-        self.sums[1] += bound.distortion.sum()
-        self.sums[2] += bound.rate.sum()
+        self.sums += torch.stack([bound.distortion.sum(), bound.rate.sum()])
 
     def mean_bound(self) -> float:
-        images, distortion, rate = self.sums.tolist()
-        return -(distortion + rate) / images
+        return -self.sums.sum().item() / min(self.batch * self.batch_size, self.images)
 
     def end_epoch(self, tested: ELBO | None) -> None:
-        images, distortion, rate = self.sums.tolist()
+        trained = ELBO(*(self.sums / self.images).tolist())
         self.epoch, self.batch = self.epoch + 1, 0
         self.sums.zero_()
         row = {"epoch": self.epoch, "samples": self.epoch * self.images, "seconds": self.elapsed()}
-        trained = ELBO(distortion / images, rate / images)
         for name, bound in {"train": trained, "test": tested}.items():
             if bound is not None:
                 row[f"{name}_bound"] = float(bound.value)

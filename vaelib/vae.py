@@ -76,14 +76,15 @@ class VAE(nn.Module):
         q, p = self.encoder(x), self.prior()
         _check("batch of prior()", p.batch_shape, ())
         _check("event of encoder(x)", q.event_shape, p.event_shape)
-        z = q.rsample((samples,))  # (samples, B, *latent_shape)
-        likelihood = self.decoder(z)  # batch (samples, B)
+        leading = () if samples == 1 else (samples,)
+        z = q.rsample(leading)  # (*leading, B, *latent_shape)
+        likelihood = self.decoder(z)  # batch (*leading, B)
         batch = x.shape[: max(0, x.dim() - len(likelihood.event_shape))]
         _check("images (x)", x.shape[len(batch) :], likelihood.event_shape)
         _check("batch of encoder(x)", q.batch_shape, batch)
-        _check("batch of decoder(z)", likelihood.batch_shape, (samples, *batch))
-        distortion = -likelihood.log_prob(x).mean(0)
-        return ELBO(distortion, _rate(q, p, z, estimator))
+        _check("batch of decoder(z)", likelihood.batch_shape, (*leading, *batch))
+        distortion, rate = -likelihood.log_prob(x), _rate(q, p, z, estimator)
+        return ELBO(_mean(distortion, q.batch_shape), _mean(rate, q.batch_shape))
 
     @torch.no_grad()
     def sample(self, n: int, mean: bool = False) -> Tensor:
@@ -108,14 +109,19 @@ class VAE(nn.Module):
 
 
 def _rate(q: Distribution, p: Distribution, z: Tensor, estimator: str) -> Tensor:
-    """KL(q ‖ p) per image, in closed form or from the draws ``z`` (samples, B, *latent_shape)."""
+    """KL(q ‖ p) in closed form, ``(B,)``, or of each draw ``z`` (*leading, B, *latent_shape)."""
     if estimator != "A":
         try:
             return kl_divergence(q, p)
         except NotImplementedError:
             if estimator == "B":
                 raise
-    return (q.log_prob(z) - p.log_prob(z)).mean(0)
+    return q.log_prob(z) - p.log_prob(z)
+
+
+def _mean(values: Tensor, batch: torch.Size) -> Tensor:
+    """Average over the leading dimension of samples, where there is one."""
+    return values.mean(0) if values.dim() > len(batch) else values
 
 
 def _check(what: str, got: Sequence[int], expected: Sequence[int]) -> None:
