@@ -42,7 +42,8 @@ CONTAINED = env -u JUPYTER_PATH -u JUPYTER_CONFIG_PATH -u MPLBACKEND -u PYTHONPA
 	JUPYTER_RUNTIME_DIR='$(CACHE)/jupyter/runtime' \
 	JUPYTER_PREFER_ENV_PATH=1 \
 	JUPYTER_PLATFORM_DIRS=0 \
-	PYTHONNOUSERSITE=1
+	PYTHONNOUSERSITE=1 \
+	PYDEVD_DISABLE_FILE_VALIDATION=1
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18

@@ -254,7 +254,7 @@ spread = (faces.train.var(0) + 0.01**2).sqrt()
 alone = Normal(faces.train.mean(0), spread).log_prob(faces.test)
 faces_without_latents = alone.flatten(1).sum(-1).mean()
 
-figure, axes = plt.subplots(1, 2, figsize=(12, 5))
+figure, axes = plt.subplots(1, 2, figsize=(10, 4.6))
 for ax, runs, base in zip(
     axes, (digit_runs, face_runs), (digits_without_latents, faces_without_latents), strict=True
 ):
@@ -276,7 +276,7 @@ plt.show()
 # The bound is a sum, and its two parts tell different stories.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(12, 4), sharex=True)
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharex=True)
 for n, style in {2: "dashed", 20: "solid"}.items():
     history = digit_runs[n][1]
     for ax, part in zip(axes, ("distortion", "rate"), strict=True):
@@ -299,12 +299,12 @@ plt.show()
 
 # %%
 with torch.no_grad():
-    digit_map = digit_vaes[2].decoder(plotting.latent_grid(18)).mean  # (324, 1, 28, 28)
-    face_map = face_vaes[2].decoder(plotting.latent_grid(15)).mean  # (225, 1, 28, 20)
-figure, ax = plt.subplots(figsize=(7, 7))
+    digit_map = digit_vaes[2].decoder(plotting.latent_grid(15)).mean  # (225, 1, 28, 28)
+    face_map = face_vaes[2].decoder(plotting.latent_grid(12)).mean  # (144, 1, 28, 20)
+figure, ax = plt.subplots(figsize=(6, 6))
 plotting.show_manifold(digit_map, "MNIST: all that two latents can say", ax)
 plotting.save_figure(figure, "03_manifold_mnist")
-figure, ax = plt.subplots(figsize=(6, 8))
+figure, ax = plt.subplots(figsize=(4.8, 6.6))
 plotting.show_manifold(face_map, faces.title("Frey Face") + ": pose and expression, unfolded", ax)
 plotting.save_figure(figure, "03_manifold_frey")
 plt.show()
@@ -349,11 +349,11 @@ plt.show()
 # %%
 with torch.no_grad():
     means = digit_vaes[2].encoder(digits.test[:1000]).loc  # (1000, 2)
-figure, axes = plt.subplots(1, 2, figsize=(12, 5.6))
+figure, axes = plt.subplots(1, 2, figsize=(10, 4.8))
 plotting.latent_scatter(means, digits.test_labels[:1000], axes[0])
 plotting.latent_scatter(torch.special.ndtr(means), digits.test_labels[:1000], axes[1])
-axes[0].set_title("MNIST test digits in the plane: classes without labels")
-axes[1].set(title="The same on the unit square")
+axes[0].set_title("MNIST test digits in the plane")
+axes[1].set(title="The same on the unit square of the map")
 axes[1].set(xlabel="quantile of $z_1$", ylabel="quantile of $z_2$")
 plt.show()
 
@@ -366,11 +366,11 @@ plt.show()
 
 # %%
 torch.manual_seed(1)
-figure, axes = plt.subplots(2, 4, figsize=(12, 6.6), height_ratios=[1, 1.36])
+figure, axes = plt.subplots(2, 4, figsize=(10, 5.6), height_ratios=[1, 1.36])
 for column, n in enumerate(digit_vaes):
-    samples = digit_vaes[n].sample(64, mean=True), face_vaes[n].sample(64, mean=True)
-    plotting.show_images(samples[0], 8, f"MNIST, {n} latents", axes[0, column])
-    plotting.show_images(samples[1], 8, f"{n} latents", axes[1, column])
+    samples = digit_vaes[n].sample(36, mean=True), face_vaes[n].sample(36, mean=True)
+    plotting.show_images(samples[0], 6, f"MNIST, {n} latents", axes[0, column])
+    plotting.show_images(samples[1], 6, f"{n} latents", axes[1, column])
 axes[1, 0].set_ylabel(faces.title("Frey Face"))
 plotting.save_figure(figure, "03_samples")
 plt.show()
@@ -440,16 +440,16 @@ with torch.no_grad():
     q = digit_vaes[20].encoder(digits.test)
 shares = kl_divergence(Normal(q.loc, q.scale), Normal(0.0, 1.0)).mean(0)  # (20,) nats
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4))
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
 names = [f"{n} latents" for n in bounds]
 left.barh(names, distortion, color=COLORS["distortion"], label="distortion")
 left.barh(names, rate, left=distortion, color=COLORS["rate"], label="rate")
 left.axvline(floor, color=COLORS["data"], linestyle="dotted", label="perfect decoder")
 left.set(title="MNIST: a nat of rate saves more", xlabel="nats per image", xlim=(0, 230))
 left.legend(loc="upper right")
-order = [str(i) for i in range(1, 21)]
-right.bar(order, sorted(shares.tolist(), reverse=True), color=COLORS["rate"])
-right.set(title="Who carries the rate of 20 latents?", xlabel="latent", ylabel="rate (nats)")
+right.bar(range(1, 21), sorted(shares.tolist(), reverse=True), color=COLORS["rate"])
+right.set(title="Who carries the rate of 20 latents?", xlabel="latent, sorted")
+right.set(ylabel="rate (nats per image)", xticks=(1, 5, 10, 15, 20))
 plt.show()
 
 # %% [markdown]
@@ -614,7 +614,7 @@ print("and by more than four fifths once the map is shuffled:", scattered)
 assert smooth and scattered
 
 # %%
-nearest = torch.cdist(digit_map.flatten(1), digits.train[:4000].flatten(1)).argmin(1)  # (324,)
+nearest = torch.cdist(digit_map.flatten(1), digits.train[:4000].flatten(1)).argmin(1)  # (225,)
 found = digits.train_labels[nearest].unique()
 print("at least 8 of the 10 digits have a country on the map:", len(found) >= 8)
 print("reconstruction at least halves the error of the mean image:", min(gain.values()) > 2)
