@@ -20,12 +20,12 @@ ROOMS = sorted(path for path in (ROOT / "vaelib").glob("*.py") if path.stem != "
 # A room imports only from the floors below its own.
 FLOOR = {
     "faces": -1,  # the cellar: a piece of `data` that is an idea of its own
-    **dict.fromkeys(["data", "scaling", "networks", "pixels", "hmc", "plotting"], 0),
+    **dict.fromkeys(["data", "scaling", "networks", "pixels", "graphs", "hmc", "plotting"], 0),
     **dict.fromkeys(["distributions", "autoregressive"], 1),
     **dict.fromkeys(["encoders", "priors", "decoders", "pixelcnn"], 2),
     **dict.fromkeys(["vae", "objectives", "likelihood", "diagnostics", "linear_vae"], 3),
     "learning": 4,
-    "training": 5,
+    **dict.fromkeys(["training", "race"], 5),
 }
 # Packages that one room alone may know.
 KEEPER = {"matplotlib": "plotting", "seaborn": "plotting", "lightning_fabric": "training"}

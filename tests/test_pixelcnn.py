@@ -102,7 +102,7 @@ def test_probabilities_of_256_levels_sum_to_one(kind, likelihood):
 @models
 @conditions
 def test_draws_have_the_probabilities_that_are_scored(kind, condition):
-    n, images = 40_000, all_images((1, 2, 2))
+    n, images = 20_000, all_images((1, 2, 2))
     model = build(kind, condition, (1, 2, 2))
     p = given(model)
     drawn = p.sample((n,)).flatten(1) @ 2.0 ** torch.arange(3, -1, -1).double()
@@ -292,7 +292,7 @@ def test_wide_kernels_and_one_column(kind):
 @models
 def test_completing_an_image_draws_from_the_conditional(kind):
     """p(lower half | upper half) of all 2×2 images, against the ratio of probabilities."""
-    n, model, images = 40_000, build(kind, image_shape=(1, 2, 2)), all_images((1, 2, 2))
+    n, model, images = 20_000, build(kind, image_shape=(1, 2, 2)), all_images((1, 2, 2))
     upper = torch.tensor([[1.0, 0.0], [0.5, 0.5]]).double().view(1, 2, 2)  # grey is overwritten
     mask = torch.tensor([[True, True], [False, False]])
     drawn = model().sample((n,), known=upper, mask=mask)

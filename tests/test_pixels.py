@@ -61,6 +61,7 @@ def test_every_channel_depends_on_each_before(kind):
     assert (second[0] - second[1]).abs().max() > 1e-3
     assert (third[0, 0] - third[1, 0]).abs().max() > 1e-3
     assert (third[0, 0] - third[0, 1]).abs().max() > 1e-3
+    assert (third[0, 1] - third[1, 0]).abs().max() > 1e-3  # the two are told apart
 
 
 @pytest.mark.parametrize("kind", [BernoulliPixels, CategoricalPixels, LogisticMixturePixels])

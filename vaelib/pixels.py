@@ -1,0 +1,225 @@
+"""Likelihoods of one pixel, channel after channel, given a vector of features.
+
+Each is a module that scores and draws pixels. Draws are functions of uniform numbers that the
+caller supplies, so that two samplers given the same numbers draw the same pixels.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PixelLikelihood(nn.Module):
+    """log p(pixel | features) = Σ_c log p(x_c | x_1 … x_{c−1}, features), nats.
+
+    A pixel has ``channels`` values, each out of ``levels`` evenly spaced ones: k / (levels − 1)
+    for k = 0 … levels − 1, black is 0 and white is 1.
+
+    Attributes:
+        channels, levels: see above.
+        uniforms: how many uniform numbers one pixel's draw takes.
+    """
+
+    def __init__(self, channels: int, levels: int):
+        super().__init__()
+        if channels < 1 or levels < 2:
+            raise ValueError(f"expected channels >= 1 and levels >= 2, got {channels}, {levels}")
+        self.channels, self.levels, self.uniforms = channels, levels, channels
+
+    def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
+        """Score pixels: features ``(*batch, F)``, x ``(*batch, channels)`` to ``(*batch,)``."""
+        raise NotImplementedError
+
+    def draw(self, features: Tensor, uniforms: Tensor) -> Tensor:
+        """Draw pixels ``(*batch, channels)`` from numbers ``(*batch, uniforms)`` in [0, 1)."""
+        raise NotImplementedError
+
+    def check(self, x: Tensor) -> None:
+        """Raise ``ValueError`` unless every value is one of the levels."""
+        steps = x * (self.levels - 1)
+        # 1e-3 of a step: float32 rounds k/255 · 255 by a hundredth of that.
+        wrong = ~((steps - steps.round()).abs() < 1e-3) | (x < 0) | (x > 1)
+        if wrong.any():
+            raise ValueError(
+                f"expected pixels k/{self.levels - 1} with k = 0 … {self.levels - 1}, "
+                f"got {x[wrong][0].item():g}"
+            )
+
+
+class BernoulliPixels(PixelLikelihood):
+    """Binary pixels.
+
+    p(x_c = 1 | …) = sigmoid(w_c · features + Σ_{c' < c} v_{c c'} (2 x_{c'} − 1))
+    """
+
+    def __init__(self, features: int, channels: int = 1):
+        super().__init__(channels, levels=2)
+        self.logits = nn.Linear(features, channels)
+        self.previous = nn.Parameter(torch.zeros(channels, channels))  # below the diagonal
+
+    def _logits(self, features: Tensor, x: Tensor) -> Tensor:
+        before = (2 * x - 1).to(self.previous) @ self.previous.tril(-1).T
+        return self.logits(features) + before
+
+    def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
+        """Log probability in nats, ``(*batch,)``."""
+        logits = _precise(self._logits(features, x))
+        x = x.to(logits.dtype)
+        return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+
+    def draw(self, features: Tensor, uniforms: Tensor) -> Tensor:
+        """Draw each channel given those before it, ``(*batch, channels)``."""
+        x = torch.zeros_like(uniforms)
+        for c in range(self.channels):
+            x[..., c] = (uniforms[..., c] < self._logits(features, x)[..., c].sigmoid()).to(x)
+        return x
+
+
+class CategoricalPixels(PixelLikelihood):
+    """A table of probabilities for every value, so that no order of the levels is assumed.
+
+        logits_c = U_c elu(W_c features + Σ_{c' < c} E_{c c'}[x_{c'}])
+
+    with an embedding E of the levels of the channels before. van den Oord et al. (2016),
+    *Pixel Recurrent Neural Networks*, section 3.3, who reach the channel dependence by masks.
+    """
+
+    def __init__(self, features: int, channels: int = 1, levels: int = 256):
+        super().__init__(channels, levels)
+        self.hidden = nn.ModuleList(nn.Linear(features, features) for _ in range(channels))
+        self.previous = nn.ModuleList(
+            nn.Embedding(c * levels, features) for c in range(1, channels)
+        )
+        self.out = nn.ModuleList(nn.Linear(features, levels) for _ in range(channels))
+
+    def _log_probs(self, c: int, features: Tensor, steps: Tensor) -> Tensor:
+        """Log probabilities of channel c given the ones before, ``(*batch, levels)``."""
+        hidden = self.hidden[c](features)
+        if c > 0:
+            offsets = self.levels * torch.arange(c, device=steps.device)
+            hidden = hidden + self.previous[c - 1](steps[..., :c] + offsets).sum(-2)
+        return _precise(self.out[c](F.elu(hidden))).log_softmax(-1)
+
+    def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
+        """Log probability in nats, ``(*batch,)``."""
+        steps = (x * (self.levels - 1)).round().long()
+        each = [
+            self._log_probs(c, features, steps).gather(-1, steps[..., c : c + 1])
+            for c in range(self.channels)
+        ]
+        return torch.cat(each, -1).sum(-1)
+
+    def draw(self, features: Tensor, uniforms: Tensor) -> Tensor:
+        """Draw each channel given those before it, ``(*batch, channels)``."""
+        steps = torch.zeros_like(uniforms, dtype=torch.long)
+        for c in range(self.channels):
+            log_probs = self._log_probs(c, features, steps)
+            steps[..., c] = inverse_cdf(log_probs, uniforms[..., c])
+        return steps.to(uniforms) / (self.levels - 1)
+
+
+class LogisticMixturePixels(PixelLikelihood):
+    """Mixture of discretised logistics, whose channels share the choice of component.
+
+        p(x | …) = Σ_k π_k Π_c P(x_c | μ_kc + Σ_{c' < c} a_kcc' x_{c'}, s_kc)
+
+    with x on [−1, 1] and P as in :func:`discretized_logistic`. Salimans et al. (2017),
+    *PixelCNN++*, section 2.1 and 2.2.
+
+    Args:
+        features: size of the feature vector.
+        channels: of the image, 1 or 3 as a rule.
+        levels: number of grey levels.
+        mixtures: number of components.
+    """
+
+    def __init__(self, features: int, channels: int = 3, levels: int = 256, mixtures: int = 10):
+        super().__init__(channels, levels)
+        if mixtures < 1:
+            raise ValueError(f"expected mixtures >= 1, got {mixtures}")
+        self.mixtures, self.uniforms = mixtures, 1 + channels
+        pairs = channels * (channels - 1) // 2
+        self.components = nn.Linear(features, mixtures * (1 + 2 * channels + pairs))
+
+    def _components(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Log weights (…, K), means and log scales (…, K, C), slopes (…, K, C, C) below 0."""
+        each = _precise(self.components(features)).unflatten(-1, (self.mixtures, -1))
+        pairs = self.channels * (self.channels - 1) // 2
+        sizes = [1, self.channels, self.channels, pairs]
+        weight, mean, log_scale, slope = each.split(sizes, -1)
+        rows, columns = torch.tril_indices(self.channels, self.channels, -1, device=slope.device)
+        slopes = slope.new_zeros(*slope.shape[:-1], self.channels, self.channels)
+        slopes[..., rows, columns] = slope.tanh()
+        return weight.squeeze(-1).log_softmax(-1), mean, log_scale.clamp(-7, 7), slopes
+
+    def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
+        """Log probability in nats, ``(*batch,)``."""
+        log_weight, mean, log_scale, slopes = self._components(features)
+        x = (2 * x - 1).to(mean).unsqueeze(-2)  # (*batch, 1, C), for every component
+        mean = mean + (slopes @ x.unsqueeze(-1)).squeeze(-1)
+        each = discretized_logistic(x, mean, log_scale, self.levels)  # (*batch, K, C)
+        return (log_weight + each.sum(-1)).logsumexp(-1)
+
+    def draw(self, features: Tensor, uniforms: Tensor) -> Tensor:
+        """Choose a component, then draw each channel given those before it."""
+        log_weight, *rest = self._components(features)
+        k = inverse_cdf(log_weight, uniforms[..., 0])
+        mean, log_scale, slopes = (_pick(part, k) for part in rest)
+        # The largest float32 below one keeps the logit finite.
+        noise = uniforms[..., 1:].clamp(1e-7, 1 - 1e-7).logit()
+        x = torch.zeros_like(mean)  # on [−1, 1]
+        for c in range(self.channels):
+            real = mean[..., c] + (slopes[..., c, :] * x).sum(-1)
+            real = real + log_scale[..., c].exp() * noise[..., c]
+            steps = ((real.clamp(-1, 1) + 1) / 2 * (self.levels - 1)).round()
+            x[..., c] = 2 * steps / (self.levels - 1) - 1
+        steps = ((x + 1) / 2 * (self.levels - 1)).round()
+        return steps.to(uniforms) / (self.levels - 1)
+
+
+def discretized_logistic(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
+    """Log probability of the bin of width 2/(levels − 1) around x in [−1, 1], nats, elementwise.
+
+        ln P = ln[ σ((x + h − μ)/s) − σ((x − h − μ)/s) ],   h = 1/(levels − 1)
+
+    The first bin reaches down to −∞ and the last up to ∞, so the levels sum to one. With b and a
+    for the two arguments, σ(b) − σ(a) = σ(b) σ(−a) (1 − e^{a−b}): no difference of nearly equal
+    numbers, so nothing is approximated in the tails. Salimans et al. (2017), equation 2.
+    """
+    half = 1 / (levels - 1)
+    inverse = (-log_scale).exp()
+    upper = F.logsigmoid((x + half - mean) * inverse)
+    lower = F.logsigmoid(-(x - half - mean) * inverse)
+    width = torch.log(-torch.expm1(-2 * half * inverse))
+    first, last = x < -1 + half, x > 1 - half
+    return (
+        torch.where(last, 0, upper)
+        + torch.where(first, 0, lower)
+        + torch.where(first | last, 0, width)
+    )
+
+
+def inverse_cdf(log_probs: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw indices ``(*batch,)`` from probabilities ``(*batch, n)`` and numbers in [0, 1)."""
+    steps = log_probs.exp().cumsum(-1)
+    found = (steps <= uniforms.unsqueeze(-1)).sum(-1)
+    return found.clamp(max=log_probs.shape[-1] - 1)  # rounding may leave the last step below one
+
+
+def _pick(parts: Tensor, k: Tensor) -> Tensor:
+    """The chosen component of each pixel: ``(*batch, K, *event)`` to ``(*batch, *event)``."""
+    index = k.reshape(*k.shape, *[1] * (parts.dim() - k.dim()))
+    index = index.expand(*k.shape, 1, *parts.shape[k.dim() + 1 :])
+    return parts.gather(k.dim(), index).squeeze(k.dim())
+
+
+def _precise(parameters: Tensor) -> Tensor:
+    """At least float32: sums of many log probabilities need it where a network runs in half."""
+    return parameters if parameters.dtype == torch.float64 else parameters.float()
+
+
+LIKELIHOODS = {
+    "bernoulli": BernoulliPixels,
+    "categorical": CategoricalPixels,
+    "logistic_mixture": LogisticMixturePixels,
+}
