@@ -22,10 +22,13 @@ FLOOR = {
     "faces": -1,  # the cellar: a piece of `data` that is an idea of its own
     **dict.fromkeys(["data", "scaling", "networks", "pixels", "graphs", "hmc", "plotting"], 0),
     **dict.fromkeys(["distributions", "autoregressive"], 1),
+    "posteriors": 1.5,  # a landing: the families that encoders end in
     **dict.fromkeys(["encoders", "priors", "decoders", "pixelcnn"], 2),
     **dict.fromkeys(["vae", "objectives", "likelihood", "diagnostics", "linear_vae"], 3),
     "learning": 4,
     **dict.fromkeys(["training", "race"], 5),
+    "checkpoints": 6,
+    "recipes": 7,
 }
 # Packages that one room alone may know.
 KEEPER = {"matplotlib": "plotting", "seaborn": "plotting", "lightning_fabric": "training"}

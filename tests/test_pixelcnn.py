@@ -69,11 +69,26 @@ def random_images(n, shape, levels=2, seed=0):
 
 @models
 @conditions
-def test_probabilities_of_all_512_images_sum_to_one(kind, condition):
-    model, images = build(kind, condition), all_images((1, 3, 3))
-    p = given(model, 2) if condition != "alone" else given(model)
+@likelihoods
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_probabilities_of_all_512_images_sum_to_one(kind, condition, likelihood, training):
+    model, images = build(kind, condition, likelihood=likelihood, levels=2), all_images((1, 3, 3))
+    p = given(model.train(training), *[] if condition == "alone" else [2])
     total = p.log_prob(images.unsqueeze(1) if p.batch_shape else images).exp().sum(0)
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-12)
+
+
+def test_probabilities_sum_to_one_for_every_draw_of_the_dropout():
+    model = build(PixelSNAIL, dropout=0.5).train()
+    totals = []
+    for seed in range(3):
+        log_probs = []
+        for image in all_images((1, 3, 3)):
+            torch.manual_seed(seed)  # the same units left out, whatever the image
+            log_probs.append(model().log_prob(image))
+        totals.append(torch.stack(log_probs))
+    assert torch.stack(totals).exp().sum(1).tolist() == pytest.approx([1, 1, 1], abs=1e-12)
+    assert not torch.equal(totals[0], totals[1])
 
 
 @models
@@ -122,15 +137,11 @@ def test_conditions_matter(kind, condition):
 # Causality, in train mode
 
 
-def gradients(model, x, condition_seed=0):
+def gradients(model, x):
     """|∂ log p(x_i) / ∂ x_j| summed over images, ``(pixels i, channels, pixels j)``."""
-    model.train()
     x = x.clone().requires_grad_()
-    z = None
-    if model.latents:
-        torch.manual_seed(condition_seed)
-        z = torch.randn(len(x), *model.latents).double()
-    each = model(z).pixel_log_prob(x).flatten(1).sum(0)  # images do not mix: see below
+    p = given(model.train(), len(x)) if model.latents or model.classes else model()
+    each = p.pixel_log_prob(x).flatten(1).sum(0)  # images do not mix: see below
     rows = [torch.autograd.grad(one, x, retain_graph=True)[0] for one in each]
     return torch.stack(rows).abs().sum(1).flatten(2)
 
@@ -141,7 +152,7 @@ def before(pixels):
 
 
 @pytest.mark.parametrize("kind", [GatedPixelCNN, PixelSNAIL])
-@pytest.mark.parametrize("condition", ["alone", "vector", "rows map"])
+@conditions
 @pytest.mark.parametrize("channels", [1, 3])
 @likelihoods
 def test_every_pixel_sees_all_pixels_before_it_and_no_other(kind, condition, channels, likelihood):
@@ -157,7 +168,7 @@ def test_every_pixel_sees_all_pixels_before_it_and_no_other(kind, condition, cha
         assert (seen[past] > 0).all()
 
 
-@pytest.mark.parametrize("condition", ["alone", "vector", "rows map"])
+@conditions
 @pytest.mark.parametrize("channels", [1, 3])
 @likelihoods
 def test_plain_pixelcnn_has_exactly_its_blind_spot(condition, channels, likelihood):
@@ -176,17 +187,26 @@ def test_plain_pixelcnn_has_exactly_its_blind_spot(condition, channels, likeliho
 
 
 @models
-@pytest.mark.parametrize("condition", ["alone", "vector", "rows"])
-def test_images_of_a_batch_do_not_mix(kind, condition):
-    model = build(kind, condition).train()
-    z = torch.randn(4, *model.latents).double() if model.latents else None
-    inputs = [random_images(4, (1, 3, 3)).requires_grad_()]
-    if z is not None:
-        inputs.append(z.requires_grad_())
-    one = model(z).log_prob(inputs[0])[2]
+@conditions
+@likelihoods
+def test_images_of_a_batch_do_not_mix(kind, condition, likelihood):
+    model = build(kind, condition, likelihood=likelihood, levels=2).train()
+    p, x = given(model, 4), random_images(4, (1, 3, 3)).requires_grad_()
+    inputs = [x] if p.z is None else [x, p.z.requires_grad_()]
+    one = p.log_prob(x)[2]
     for gradient in torch.autograd.grad(one, inputs):
         touched = gradient.flatten(1).abs().sum(1) > 0
         assert touched.tolist() == [False, False, True, False]
+
+
+@models
+@pytest.mark.parametrize("condition", ["class", "class and rows"])
+def test_every_pixel_uses_the_class_of_its_own_image(kind, condition):
+    model, x = build(kind, condition).train(), random_images(2, (1, 3, 3))
+    z = torch.randn(2, *model.latents).double() if model.latents else None
+    one, other = (model(z, torch.tensor(labels)).pixel_log_prob(x) for labels in ([0, 1], [0, 2]))
+    assert torch.equal(one[0], other[0])
+    assert (one[1] != other[1]).all()
 
 
 @models
@@ -256,7 +276,7 @@ def test_cached_and_naive_sampling_give_the_same_images(kind, condition, likelih
 
 
 @models
-@pytest.mark.parametrize("condition", ["alone", "class and rows"])
+@conditions
 @likelihoods
 def test_cached_and_naive_inpainting_give_the_same_images(kind, condition, likelihood):
     shape = (1 if likelihood == "bernoulli" else 3, 5, 4)

@@ -65,6 +65,22 @@ def test_every_channel_depends_on_each_before(kind):
 
 
 @pytest.mark.parametrize("kind", [BernoulliPixels, CategoricalPixels, LogisticMixturePixels])
+def test_a_draw_of_a_channel_depends_on_no_later_one(kind):
+    """Another number for channel c leaves the channels before as they were, and moves others."""
+    made = likelihood(kind, 3, 2 if kind is BernoulliPixels else 256)
+    features, uniforms = (
+        torch.randn(200, FEATURES).double(),
+        torch.rand(200, made.uniforms).double(),
+    )
+    first = made.draw(features, uniforms)
+    for c in range(3):
+        others = uniforms.clone()
+        others[:, made.uniforms - 3 + c] = torch.rand(200).double()
+        changed = (made.draw(features, others) != first).any(0).tolist()
+        assert changed == [False] * c + [True] * (3 - c)
+
+
+@pytest.mark.parametrize("kind", [BernoulliPixels, CategoricalPixels, LogisticMixturePixels])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_draws_have_the_probabilities_that_are_scored(kind, channels):
     levels = 2 if kind is BernoulliPixels else 3

@@ -112,21 +112,37 @@ def test_lane_starts_as_the_paper_says():
     weights = torch.cat([p.detach().flatten() for p in lane.vae.parameters()])
     # 30,000 draws: the standard error of their deviation is 0.1/√60,000 = 0.0004
     assert len(weights) > 30_000 and abs(weights.std() - 0.1) < 5 * 0.0004
-    (group,) = lane.optimizer.param_groups
+    ((group,),) = (optimizer.param_groups for optimizer in lane.optimizers)
     assert group["lr"] == 0.02 and group["weight_decay"] == 1 / 200
 
 
-@pytest.mark.parametrize(
-    ("method", "name"), [("aevb", "mnist"), ("aevb", "frey"), ("wake-sleep", "mnist")]
-)
+def best_without_latents(x: torch.Tensor, name: str) -> float:
+    """The highest mean log-likelihood of independent pixels, exact: no z could add to it."""
+    if name == "frey":  # Gaussian pixels, the data's own means and variances
+        return float(-0.5 * (2 * math.pi * math.e * x.var(0, correction=0)).log().sum())
+    mean = x.mean(0)  # grey levels read as probabilities
+    return float((torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean)).sum())
+
+
+def assert_learned(result: race.Result, margin: float) -> None:
+    """Both bounds are above the best model without latents by a margin, in nats."""
+    assert result.rows[-1]["samples"] == 30_000 and not result.diverged
+    sets = SETS[result.setting.images]
+    for which, x in (("train", sets.train), ("test", sets.test)):
+        without = best_without_latents(x, result.setting.images)
+        assert result.rows[-1][f"{which}_bound"] > without + margin
+
+
+# Knowing the kind of stripe is worth 3.8 (Bernoulli) or 23 nats (Gaussian) after its rate of ln 2.
+# Not a rise above the first row: AEVB is nearly there after ten updates, and wake-sleep stays on
+# the plateau for 10,000 samples or, on Gaussian pixels, for longer than this.
+MARGINS = {("aevb", "mnist"): 2.5, ("wake-sleep", "mnist"): 2.5, ("aevb", "frey"): 15}
+
+
+@pytest.mark.parametrize(("method", "name"), MARGINS)
 def test_both_methods_learn(method, name):
-    """Wake-sleep finds the kind of stripe too, but stays on the plateau for 10,000 samples."""
     (result,) = run([setting(method, images=name, step_sizes=(0.1,))], SETS, 30_000, 1000)
-    first, last = result.rows[0], result.rows[-1]
-    assert last["samples"] == 30_000
-    assert last["train_bound"] > first["train_bound"] + 0.5
-    assert last["test_bound"] > first["test_bound"] + 0.5
-    assert not result.diverged
+    assert_learned(result, MARGINS[method, name])
 
 
 def test_the_step_size_is_the_best_on_the_training_set():
@@ -340,9 +356,9 @@ def test_a_graph_needs_cuda():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("name", ["mnist", "frey"])
-def test_lanes_learn_side_by_side_on_a_gpu(name):
-    runs = [setting(method, images=name) for method in race.METHODS]
-    for result in run(runs, SETS, 8000, 2000, device="cuda"):
-        assert result.rows[-1]["test_bound"] > result.rows[0]["test_bound"] + 0.5
-        assert not result.diverged
+def test_lanes_learn_side_by_side_on_a_gpu():
+    runs = [setting(method, images=name, step_sizes=(0.1,)) for method, name in MARGINS]
+    for result, margin in zip(
+        run(runs, SETS, 30_000, 1000, device="cuda"), MARGINS.values(), strict=True
+    ):
+        assert_learned(result, margin)

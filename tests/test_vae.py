@@ -177,3 +177,8 @@ def test_bad_arguments():
         vae.elbo(images() * float("nan"))
     with pytest.raises(ValueError):
         vae.elbo(images() + 1)
+
+
+def test_the_bound_is_a_pair():
+    distortion, rate = small_vae().elbo(images(4))
+    assert distortion.shape == rate.shape == (4,)

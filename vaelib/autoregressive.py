@@ -289,13 +289,16 @@ class PixelModel(nn.Module):
         """Nats of each pixel ``(B, H, W)`` of images ``(B, H, W, C)``."""
         return self.pixels.log_prob(self._all_features(x, maps), x)
 
-    def draw_naively(self, x: Tensor, given: Tensor, uniforms: Tensor, maps) -> Tensor:
-        """Run the whole network for every pixel."""
-        for i in range(x.shape[1]):
-            for j in range(x.shape[2]):
-                features = self._all_features(x, maps)[:, i, j]
-                drawn = self.pixels.draw(features, uniforms[:, i, j])
-                x[:, i, j] = torch.where(given[:, i, j], x[:, i, j], drawn)
+    def draw_naively(
+        self, x: Tensor, given: Tensor, uniforms: Tensor, maps, pixels: int | None = None
+    ) -> Tensor:
+        """Run the whole network for every pixel; for the first ``pixels`` only, to time it."""
+        height, width = x.shape[1:3]
+        for position in range(height * width if pixels is None else pixels):
+            i, j = divmod(position, width)
+            features = self._all_features(x, maps)[:, i, j]
+            drawn = self.pixels.draw(features, uniforms[:, i, j])
+            x[:, i, j] = torch.where(given[:, i, j], x[:, i, j], drawn)
         return x
 
     def draw_cached(self, x: Tensor, given: Tensor, uniforms: Tensor, maps) -> Tensor:

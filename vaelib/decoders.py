@@ -21,28 +21,28 @@ class BernoulliMLP(nn.Module):
     Kingma & Welling (2013), appendix C.1.
 
     Args:
-        latents: number of latent variables.
+        latents: number of latent variables; ``(rows, d)`` for one vector per row.
         image_shape: shape of one image, (channels, height, width).
         hidden: units of the hidden layer(s).
 
-    Shapes: ``(*batch, latents)`` to a :class:`PixelBernoulli` with batch ``batch`` and event
+    Shapes: ``(*batch, *latents)`` to a :class:`PixelBernoulli` with batch ``batch`` and event
     ``image_shape``.
     """
 
     def __init__(
         self,
-        latents: int,
+        latents: int | Sequence[int],
         image_shape: Sequence[int] = (1, 28, 28),
         hidden: int | Sequence[int] = 500,
     ):
         super().__init__()
-        self.latents = latents
+        self.latents = (latents,) if isinstance(latents, int) else tuple(latents)
         self.image_shape = tuple(image_shape)
-        self.network = MLP(latents, hidden, prod(self.image_shape))
+        self.network = MLP(prod(self.latents), hidden, prod(self.image_shape))
 
     def forward(self, z: Tensor) -> PixelBernoulli:
         """The likelihood p(x|z) for each z."""
-        logits = self.network(flatten_events(z, (self.latents,), "z"))  # (*batch, pixels)
+        logits = self.network(flatten_events(z, self.latents, "z"))  # (*batch, pixels)
         return PixelBernoulli(logits.unflatten(-1, self.image_shape), len(self.image_shape))
 
 
@@ -56,18 +56,18 @@ class GaussianMLP(nn.Module):
     changes. It also makes the bound in nats finite and comparable between runs.
 
     Args:
-        latents: number of latent variables.
+        latents: number of latent variables; ``(rows, d)`` for one vector per row.
         image_shape: shape of one image, (channels, height, width).
         hidden: units of the hidden layer(s).
         min_scale: the smallest standard deviation of a pixel, σ_min ≥ 0.
 
-    Shapes: ``(*batch, latents)`` to a :class:`DiagNormal` with batch ``batch`` and event
+    Shapes: ``(*batch, *latents)`` to a :class:`DiagNormal` with batch ``batch`` and event
     ``image_shape``.
     """
 
     def __init__(
         self,
-        latents: int,
+        latents: int | Sequence[int],
         image_shape: Sequence[int] = (1, 28, 20),
         hidden: int | Sequence[int] = 200,
         min_scale: float = 0.01,
@@ -75,14 +75,14 @@ class GaussianMLP(nn.Module):
         super().__init__()
         if not 0 <= min_scale < 1:
             raise ValueError(f"expected min_scale in [0, 1), got {min_scale}")
-        self.latents = latents
+        self.latents = (latents,) if isinstance(latents, int) else tuple(latents)
         self.image_shape = tuple(image_shape)
         self.min_scale = min_scale
-        self.network = MLP(latents, hidden, 2 * prod(self.image_shape))
+        self.network = MLP(prod(self.latents), hidden, 2 * prod(self.image_shape))
 
     def forward(self, z: Tensor) -> DiagNormal:
         """The likelihood p(x|z) for each z."""
-        outputs = self.network(flatten_events(z, (self.latents,), "z"))
+        outputs = self.network(flatten_events(z, self.latents, "z"))
         mean, log_variance = outputs.unflatten(-1, (2, *self.image_shape)).unbind(
             -1 - len(self.image_shape)
         )  # each (*batch, *image_shape)

@@ -90,14 +90,23 @@ def _kl_diag_normal(q: DiagNormal, p: DiagNormal) -> Tensor:
 
     Kingma & Welling (2013), appendix B, for p = N(0, I).
     """
+    return _diag_normal_terms(q, p).flatten(-len(q.event_shape)).sum(-1)
+
+
+def _diag_normal_terms(q: DiagNormal, p: DiagNormal) -> Tensor:
+    """Each i of the sum, ``(*batch, *event)``."""
+    _check_same_event(q, p)
+    ratio, shift = q.scale / p.scale, (q.loc - p.loc) / p.scale
+    # A product is cheaper than a square to differentiate.
+    return 0.5 * (shift * shift + ratio * ratio - 1) - ratio.log()
+
+
+def _check_same_event(q: Distribution, p: Distribution) -> None:
+    """Without this the two would broadcast and return a number that means nothing."""
     if q.event_shape != p.event_shape:
-        # Without this the two would broadcast and return a number that means nothing.
         raise ValueError(
             f"expected equal event shapes, got {tuple(q.event_shape)} and {tuple(p.event_shape)}"
         )
-    ratio = (q.scale / p.scale).square()
-    shift = ((q.loc - p.loc) / p.scale).square()
-    return 0.5 * (shift + ratio - 1 - ratio.log()).flatten(-len(q.event_shape)).sum(-1)
 
 
 class GreyBernoulli(Bernoulli):
@@ -120,25 +129,30 @@ class GreyBernoulli(Bernoulli):
             Distribution._validate_args if validate_args is None else validate_args
         )
         # One sum finds what is not finite; torch's elementwise check costs half a log_prob here.
-        if self._validate_args and not logits.sum(dtype=torch.float32).isfinite():
+        if self._validate_args and not math.isfinite(logits.sum(dtype=torch.float32).item()):
             raise ValueError("expected finite logits, got nan or infinity among them")
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log probability in nats, elementwise."""
-        return -self.cross_entropy(value)
+        self.check(value)
+        return -_cross_entropy(self.logits, value)
 
-    def cross_entropy(self, value: Tensor) -> Tensor:
-        """−log p(x) in nats, elementwise."""
+    def check(self, value: Tensor) -> None:
+        """Raise ``ValueError`` for values outside [0, 1], unless validation is off."""
         if self._validate_args:
             low, high = value.aminmax()
             if not (low >= 0 and high <= 1):  # false for nan as well
                 raise ValueError(f"expected values in [0, 1], got {low.item()} to {high.item()}")
-        logits, value = torch.broadcast_tensors(self.logits, value)
-        return binary_cross_entropy_with_logits(logits, value, reduction="none")
 
     def expand(self, batch_shape, _instance=None) -> "GreyBernoulli":
         """The same distribution with the batch shape ``batch_shape``."""
         return GreyBernoulli(self.logits.expand(batch_shape), validate_args=False)
+
+
+def _cross_entropy(logits: Tensor, value: Tensor) -> Tensor:
+    """−x ln π − (1 − x) ln(1 − π) in nats, elementwise, the two broadcast against each other."""
+    logits, value = torch.broadcast_tensors(logits, value)
+    return binary_cross_entropy_with_logits(logits, value, reduction="none")
 
 
 class PixelBernoulli(Independent):
@@ -172,8 +186,11 @@ class PixelBernoulli(Independent):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log probability of whole images in nats, ``(*batch,)``."""
         check_event(self, value)
-        # One sign an image rather than one a pixel: this is where a training step spends its time.
-        return -self.base_dist.cross_entropy(value).flatten(-len(self.event_shape)).sum(-1)
+        self.base_dist.check(value)
+        # Pixels in one dimension, and one sign an image rather than one a pixel: this is where a
+        # training step spends its time.
+        first = -len(self.event_shape)
+        return -_cross_entropy(self.logits.flatten(first), value.flatten(first)).sum(-1)
 
 
 class AR1(Distribution):
@@ -267,15 +284,30 @@ def _kl_diag_normal_ar1(q: DiagNormal, p: AR1) -> Tensor:
 
     summed over channels. Razavi et al. (2019), section 2.2 and appendix.
     """
-    if q.event_shape != p.event_shape:
-        raise ValueError(
-            f"expected equal event shapes, got {tuple(q.event_shape)} and {tuple(p.event_shape)}"
-        )
+    return _diag_normal_ar1_terms(q, p).sum((-2, -1))
+
+
+def _diag_normal_ar1_terms(q: DiagNormal, p: AR1) -> Tensor:
+    """Each t and channel of the sum, ``(*batch, n, d)``: the mean KL(q_t ‖ p(z_t | z_{t−1}))."""
+    _check_same_event(q, p)
     variance, scale = q.scale.square(), p.innovation_scale
     innovation = q.loc - p.alpha * _previous(q.loc)
     spread = variance + p.alpha.square() * _previous(variance)
     ratio = 2 * (q.scale / scale).log()
-    return 0.5 * ((innovation.square() + spread) / scale.square() - 1 - ratio).sum((-2, -1))
+    return 0.5 * ((innovation.square() + spread) / scale.square() - 1 - ratio)
+
+
+_TERMS = {(DiagNormal, DiagNormal): _diag_normal_terms, (DiagNormal, AR1): _diag_normal_ar1_terms}
+
+
+def kl_terms(q: Distribution, p: Distribution) -> Tensor | None:
+    """What each latent variable adds to KL(q ‖ p), ``(*batch, *event)`` nats.
+
+    Their sum over the event is ``kl_divergence(q, p)``, and each is at least 0. ``None`` for pairs
+    without a rule that splits.
+    """
+    rule = _TERMS.get((type(q), type(p)))  # exactly these: a subclass may have its own KL
+    return None if rule is None else rule(q, p)
 
 
 def committed_rate(alpha: Tensor, length: int) -> Tensor:

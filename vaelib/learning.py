@@ -1,15 +1,17 @@
 """One update of the parameters each: the learning algorithms, without the loop around them."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vaelib import hmc
 from vaelib.decoders import VariationalWeights
 from vaelib.likelihood import log_joint
+from vaelib.objectives import Objective
 from vaelib.vae import ELBO, VAE
 
 Backward = Callable[[Tensor], None]
@@ -21,6 +23,8 @@ def aevb_step(
     optimizer: Optimizer,
     samples: int = 1,
     backward: Backward = Tensor.backward,
+    objective: Objective | None = None,
+    update: int | None = None,
 ) -> ELBO:
     """Auto-Encoding Variational Bayes: one gradient step up the bound of a minibatch.
 
@@ -33,15 +37,23 @@ def aevb_step(
         optimizer: holds the parameters of encoder, decoder and, where it has any, prior.
         samples: draws of z per image, L in the paper.
         backward: how to backpropagate a loss; an engine passes its own.
+        objective: what to descend in place of the negative bound, such as
+            :class:`vaelib.objectives.Beta`.
+        update: how many updates were made before this one, which some objectives want to know.
 
     Returns:
-        The bound of each image before the step, without gradient.
+        The bound of each image before the step, without gradient, whatever the objective.
 
     Raises:
         FloatingPointError: if the bound of the batch is not finite; nothing is updated then.
     """
-    bound = vae(x, samples)
-    _descend(-bound.value.mean(), optimizer, backward)
+    if objective is None:
+        bound = vae(x, samples)
+        loss = -bound.value
+    else:
+        bound = vae(x, samples, split=True)
+        loss = objective(bound, update)
+    _descend(loss.mean(), optimizer, backward)
     return _detached(bound)
 
 
@@ -176,9 +188,44 @@ def variational_bayes_step(
     return _detached(bound)
 
 
+def auxiliary_prior_step(
+    vae: VAE,
+    prior: nn.Module,
+    x: Tensor,
+    optimizer: Optimizer,
+    backward: Backward = Tensor.backward,
+) -> Tensor:
+    """Fit a second prior to the codes of a trained model: one step up log p(z), z ~ q(z|x).
+
+    The model stays as it is. The step lowers E[KL(q(z|x) ‖ p(z))], the rate that the model has
+    with the new prior, by lowering its part KL(q(z) ‖ p(z)) with the aggregate posterior
+    q(z) = E_x[q(z|x)]. Razavi et al. (2019).
+
+    Args:
+        vae: the trained model; only its encoder is used.
+        prior: ``prior()`` returns p(z), such as :class:`vaelib.priors.AuxiliaryPrior`.
+        x: images ``(B, *image_shape)``.
+        optimizer: holds the parameters of ``prior``.
+        backward: how to backpropagate a loss; an engine passes its own.
+
+    Returns:
+        log q(z|x) − log p(z) of each image before the step, ``(B,)`` nats, without gradient: its
+        mean estimates the rate with the new prior.
+
+    Raises:
+        FloatingPointError: if the loss is not finite; nothing is updated then.
+    """
+    with torch.no_grad():
+        q = vae.encoder(x)
+        z = q.sample()
+    log_density = prior().log_prob(z)
+    _descend(-log_density.mean(), optimizer, backward)
+    return q.log_prob(z) - log_density.detach()
+
+
 def _descend(loss: Tensor, optimizer: Optimizer, backward: Backward) -> None:
-    if not loss.isfinite():
-        raise FloatingPointError(f"expected a finite loss, got {loss.item()} nats")
+    if not math.isfinite(value := loss.item()):
+        raise FloatingPointError(f"expected a finite loss, got {value} nats")
     optimizer.zero_grad(set_to_none=True)
     backward(loss)
     optimizer.step()

@@ -243,12 +243,12 @@ class Memory:
         return self._kernels[conv]
 
 
-def gate(x: Tensor) -> Tensor:
+def gate(x: Tensor, dim: int = -1) -> Tensor:
     """tanh(a) · sigmoid(b) of the two halves of the channels, ``(…, 2·C)`` to ``(…, C)``.
 
     van den Oord et al. (2016), *Conditional Image Generation with PixelCNN Decoders*, equation 2.
     """
-    value, opening = x.chunk(2, dim=-1)
+    value, opening = x.chunk(2, dim)
     return value.tanh() * opening.sigmoid()
 
 

@@ -22,7 +22,6 @@ from vaelib.data import Images, check_images
 from vaelib.decoders import BernoulliMLP, GaussianMLP
 from vaelib.encoders import MLPEncoder
 from vaelib.graphs import FlatAdagrad, Graph, unchecked
-from vaelib.learning import aevb_step, wake_sleep_step
 from vaelib.likelihood import log_joint
 from vaelib.networks import init_normal_
 from vaelib.priors import StandardNormal
@@ -78,7 +77,7 @@ class Result:
             :func:`vaelib.plotting.learning_curves`.
         trials: the rows of the first stretch, by step size.
         diverged: samples seen when the bound stopped being finite, by step size; else empty.
-        seconds: what the run took; lanes that ran side by side share their time.
+        seconds: what the run took; runs that went side by side share their time equally.
     """
 
     setting: Setting
@@ -160,20 +159,29 @@ class Lane:
     def prepare(self) -> None:
         """Make the optimisers."""
         options = {"lr": self.step_size, "weight_decay": 1 / len(self.train), "fused": True}
-        made = [torch.optim.Adagrad(part.parameters(), **options) for part in self.parts]
-        self.optimizer = made[0] if len(made) == 1 else tuple(made)
-        self.step = {"aevb": aevb_step, "wake-sleep": wake_sleep_step}[self.setting.method]
+        self.optimizers = [torch.optim.Adagrad(p.parameters(), **options) for p in self.parts]
 
-    def batch(self) -> Tensor:
-        """A random minibatch."""
-        return self.train[torch.randint(len(self.train), (BATCH,), device=self.train.device)]
+    def objectives(self) -> Iterator[tuple]:
+        """What to go down on a random minibatch, and the optimiser that does it."""
+        chosen = torch.randint(len(self.train), (BATCH,), device=self.train.device)
+        found = losses(self.vae, self.train[chosen], self.setting.method)
+        return zip(found, self.optimizers, strict=True)
+
+    def update(self) -> None:
+        """One update, as in :mod:`vaelib.learning`."""
+        for loss, optimizer in self.objectives():
+            if not loss.isfinite():
+                raise FloatingPointError(f"expected a finite loss, got {loss.item()} nats")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
 
     def advance(self) -> None:
         """Make ``UPDATES`` updates; a bound that is not finite ends the run."""
         torch.set_rng_state(self.random_state)
         try:
             for _ in range(UPDATES):
-                self.step(self.vae, self.batch(), self.optimizer)
+                self.update()
         except (FloatingPointError, ValueError):  # ValueError: a distribution refused a nan
             self.diverged = True
         self.random_state = torch.get_rng_state()
@@ -202,7 +210,8 @@ class Lane:
 def losses(vae: VAE, x: Tensor, method: str) -> Iterator[Tensor]:
     """What each optimiser of a method goes down, one after the other, in nats per image.
 
-    The objectives of :mod:`vaelib.learning`, without its question to the device after each.
+    The objectives of :mod:`vaelib.learning`, without reporting the bound and without asking the
+    device anything, so that a graph can record them.
     """
     if method == "aevb":
         yield -vae(x).value.mean()
@@ -227,9 +236,7 @@ class GraphLane(Lane):
             self.graph = Graph(self.update, state, UPDATES)
 
     def update(self) -> None:
-        """One update, as in :mod:`vaelib.learning`."""
-        objectives = losses(self.vae, self.batch(), self.setting.method)
-        for loss, optimizer in zip(objectives, self.optimizers, strict=True):
+        for loss, optimizer in self.objectives():
             optimizer.step(loss)
 
     def advance(self) -> None:
@@ -373,7 +380,7 @@ def _run(group, images: Images, samples: int, stretch: int, device) -> list[Resu
         first = [{lane.step_size: list(lane.rows) for lane in lanes} for lanes in trials]
         chosen = [max(lanes, key=lambda lane: lane.score) for lanes in trials]
         _advance(chosen, samples, marks)
-    seconds = time.perf_counter() - start
+    seconds = (time.perf_counter() - start) / len(group)
     return [
         Result(
             lane.setting,

@@ -4,6 +4,7 @@ The engine is Lightning Fabric: it is an ordinary object without global state, s
 different devices and precisions can live side by side in one notebook, and the loop stays ours.
 """
 
+import inspect
 import os
 import signal
 import threading
@@ -30,7 +31,7 @@ os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 from vaelib.data import check_images
 from vaelib.learning import aevb_step
-from vaelib.vae import ELBO, VAE
+from vaelib.vae import ELBO, VAE, WithoutLatents
 
 
 @dataclass
@@ -61,13 +62,14 @@ class History:
 
 
 def fit(
-    model: VAE,
+    model: VAE | WithoutLatents,
     train: Tensor,
     *,
     epochs: int,
     batch_size: int = 100,
     optimizer: Optimizer | Callable[..., Optimizer] | None = None,
     step: Callable[..., ELBO] = aevb_step,
+    schedule: Callable[[float], float] | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     test: Tensor | None = None,
     evaluate_every: int = 1,
@@ -90,7 +92,11 @@ def fit(
         optimizer: an optimiser, or a function of the parameters that makes one, such as
             ``partial(torch.optim.Adagrad, lr=0.02)``; Adam with step size 1e-3 by default.
         step: one update, ``step(model, batch, optimizer, backward=…)`` returning the ELBO of
-            the batch, such as :func:`vaelib.learning.aevb_step`.
+            the batch, such as :func:`vaelib.learning.aevb_step`. A step that takes ``update`` is
+            told how many updates came before it.
+        schedule: factor of the optimiser's step sizes as a function of the share of the run that
+            is done, in [0, 1), such as :func:`decay_late`. It depends on ``epochs``: resume a run
+            with the same number.
         transform: applied to each batch, for instance ``data.binarize`` for fresh binary digits.
         test: images on which the bound is evaluated.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
@@ -132,13 +138,17 @@ def fit(
 
     with _isolated_random_state(fabric.device), _interruptible() as interrupt:
         run.restore_random_state()
-        updates = epochs * run.batches
+        updates, counts = epochs * run.batches, _takes_update(step)
         with _progress_bar(run.update, updates, progress and fabric.is_global_zero) as bar:
             while run.epoch < epochs and not interrupt.is_set():
                 for batch in run.remaining_batches():
                     x = train[batch.to(fabric.device)]
                     x = x if transform is None else transform(x)
-                    run.record(step(run.wrapped, x, run.optimizer, backward=fabric.backward))
+                    if schedule is not None:
+                        run.scale_step_size(schedule(run.update / updates))
+                    count = {"update": run.update} if counts else {}
+                    bound = step(run.wrapped, x, run.optimizer, backward=fabric.backward, **count)
+                    run.record(bound)
                     bar.update()
                     if run.update % 20 == 0:
                         bar.set_postfix_str(f"bound {run.mean_bound():.1f} nats", refresh=False)
@@ -160,9 +170,18 @@ def adam(parameters, lr: float = 1e-3) -> Optimizer:
     return torch.optim.Adam(parameters, lr=lr, fused=True)
 
 
+def decay_late(progress: float) -> float:
+    """A schedule: the full step size for half of the run, then in a straight line down to 0."""
+    return min(1.0, 2 * (1 - progress))
+
+
 @torch.no_grad()
 def evaluate(
-    model: VAE, images: Tensor, samples: int = 1, batch_size: int = 1000, seed: int = 0
+    model: VAE | WithoutLatents,
+    images: Tensor,
+    samples: int = 1,
+    batch_size: int = 1000,
+    seed: int = 0,
 ) -> ELBO:
     """Mean bound over ``images``: an ELBO of two scalars, nats per image.
 
@@ -203,6 +222,11 @@ class _Run:
         order = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         permutation = torch.randperm(self.images, generator=order)
         yield from permutation.split(self.batch_size)[self.batch :]
+
+    def scale_step_size(self, factor: float) -> None:
+        """Each group's step size, times ``factor``; a checkpoint keeps the full one, too."""
+        for group in self.optimizer.optimizer.param_groups:
+            group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
     def record(self, bound: ELBO) -> None:
         self.batch += 1
@@ -290,6 +314,11 @@ def save_atomically(state: dict, path: str | os.PathLike) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _takes_update(step: Callable[..., ELBO]) -> bool:
+    parameters = inspect.signature(step).parameters.values()
+    return any(one.name == "update" or one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def _check_data(name: str, x: Tensor, shape: torch.Size | None) -> None:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
+from vaelib.distributions import kl_terms
+
 
 class ELBO(NamedTuple):
     """The evidence lower bound of each image, in its two parts.
@@ -18,11 +20,28 @@ class ELBO(NamedTuple):
 
     distortion: Tensor
     rate: Tensor
+    terms = None  # not split
 
     @property
     def value(self) -> Tensor:
         """The bound −(distortion + rate) ≤ log p(x), ``(B,)`` nats."""
         return -(self.distortion + self.rate)
+
+
+class SplitELBO(NamedTuple):
+    """The bound of each image, its rate split among the latent variables.
+
+    Attributes:
+        distortion, rate: as in :class:`ELBO`.
+        terms: the share of each latent variable in the rate, ``(B, *latent_shape)`` nats;
+            ``None`` where no rule splits it.
+    """
+
+    distortion: Tensor
+    rate: Tensor
+    terms: Tensor | None = None
+
+    value = ELBO.value
 
 
 class VAE(nn.Module):
@@ -47,11 +66,13 @@ class VAE(nn.Module):
         super().__init__()
         self.encoder, self.prior, self.decoder = encoder, prior, decoder
 
-    def forward(self, x: Tensor, samples: int = 1) -> ELBO:
+    def forward(self, x: Tensor, samples: int = 1, split: bool = False) -> ELBO | SplitELBO:
         """The same as :meth:`elbo`; calling the module is what wrappers for many devices need."""
-        return self.elbo(x, samples)
+        return self.elbo(x, samples, split=split)
 
-    def elbo(self, x: Tensor, samples: int = 1, estimator: str = "auto") -> ELBO:
+    def elbo(
+        self, x: Tensor, samples: int = 1, estimator: str = "auto", split: bool = False
+    ) -> ELBO | SplitELBO:
         """A differentiable estimate of the bound of each image.
 
         Args:
@@ -60,9 +81,10 @@ class VAE(nn.Module):
             estimator: ``"B"`` takes the rate in closed form (SGVB B, equation 7), ``"A"``
                 estimates it from the same draws (SGVB A, equation 6), ``"auto"`` is B where a
                 KL rule is registered for the pair and A elsewhere.
+            split: return the rate of each latent variable, too.
 
         Returns:
-            ELBO(distortion, rate), each ``(B,)`` nats.
+            ELBO(distortion, rate), each ``(B,)`` nats; with ``split`` a :class:`SplitELBO`.
 
         Raises:
             ValueError: fewer than one sample, an unknown estimator, or slots whose shapes do
@@ -84,7 +106,8 @@ class VAE(nn.Module):
         _check("batch of encoder(x)", q.batch_shape, batch)
         _check("batch of decoder(z)", likelihood.batch_shape, (*leading, *batch))
         distortion, rate = -likelihood.log_prob(x), _rate(q, p, z, estimator)
-        return ELBO(_mean(distortion, q.batch_shape), _mean(rate, q.batch_shape))
+        bound = ELBO(_mean(distortion, batch), _mean(rate, batch))
+        return SplitELBO(*bound, None if estimator == "A" else kl_terms(q, p)) if split else bound
 
     @torch.no_grad()
     def sample(self, n: int, mean: bool = False) -> Tensor:
@@ -108,6 +131,44 @@ class VAE(nn.Module):
         return likelihood.mean if mean else likelihood.sample()
 
 
+class WithoutLatents(nn.Module):
+    """A model of images alone, seen as a VAE whose rate is zero: the yardstick of its decoder.
+
+        ELBO(x) = log p(x), exactly
+
+    It is trained, evaluated and sampled like a :class:`VAE`.
+
+    Args:
+        decoder: ``decoder()`` returns p(x), batch shape ``()``.
+
+    >>> WithoutLatents(PixelCNN()).elbo(torch.ones(8, 1, 28, 28)).rate
+    tensor([0., 0., 0., 0., 0., 0., 0., 0.])
+    """
+
+    def __init__(self, decoder: nn.Module):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, x: Tensor, samples: int = 1, split: bool = False) -> ELBO | SplitELBO:
+        """The same as :meth:`elbo`."""
+        return self.elbo(x, samples, split)
+
+    def elbo(self, x: Tensor, samples: int = 1, split: bool = False) -> ELBO | SplitELBO:
+        """ELBO(−log p(x), 0), each ``(B,)`` nats; there is nothing to draw and nothing to split."""
+        likelihood = self.decoder()
+        _check("batch of decoder()", likelihood.batch_shape, ())
+        distortion = -likelihood.log_prob(x)
+        bound = ELBO(distortion, torch.zeros_like(distortion))
+        return SplitELBO(*bound) if split else bound
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        """Draw ``n`` images ``(n, *image_shape)``."""
+        if n < 1:
+            raise ValueError(f"expected n >= 1, got {n}")
+        return self.decoder().sample((n,))
+
+
 def _rate(q: Distribution, p: Distribution, z: Tensor, estimator: str) -> Tensor:
     """KL(q ‖ p) in closed form, ``(B,)``, or of each draw ``z`` (*leading, B, *latent_shape)."""
     if estimator != "A":
@@ -119,7 +180,7 @@ def _rate(q: Distribution, p: Distribution, z: Tensor, estimator: str) -> Tensor
     return q.log_prob(z) - p.log_prob(z)
 
 
-def _mean(values: Tensor, batch: torch.Size) -> Tensor:
+def _mean(values: Tensor, batch: Sequence[int]) -> Tensor:
     """Average over the leading dimension of samples, where there is one."""
     return values.mean(0) if values.dim() > len(batch) else values
 
