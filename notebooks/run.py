@@ -9,6 +9,8 @@ machines. So do progress bars, which are not shown either.
 """
 
 import argparse
+import base64
+import io
 import os
 import re
 import sys
@@ -19,6 +21,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+from PIL import Image
 from pairs import notebooks, write_notebook
 
 CELL_SECONDS = 1800  # a cell that takes longer hangs
@@ -39,6 +42,23 @@ def take_warnings(notebook: NotebookNode) -> list[str]:
         cell.outputs = kept
         cell.metadata.pop("execution", None)
     return [line for line in lines if line.strip() and not PROGRESS_BAR.search(line)]
+
+
+def shrink_pictures(notebook: NotebookNode) -> None:
+    """Store each picture with 128 colours of its own: a third of the size, and no eye sees it."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            stored = output.get("data", {}).get("image/png")
+            if stored:
+                output.data["image/png"] = min(stored, few_colours(stored), key=len)
+
+
+def few_colours(picture: str) -> str:
+    """A PNG in base64 -> the same picture as a PNG with a palette."""
+    image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    small = io.BytesIO()
+    image.quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
 
 
 def what_failed(notebook: NotebookNode, error: Exception) -> str:
@@ -72,6 +92,7 @@ def run(path: Path) -> bool:
         print(what_failed(notebook, error), flush=True)
         return False
     warnings = take_warnings(notebook)
+    shrink_pictures(notebook)
     write_notebook(path, notebook)
     print(f"{time.perf_counter() - start:6.1f} s  ok", flush=True)
     for line in warnings:

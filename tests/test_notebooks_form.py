@@ -1,6 +1,8 @@
 """The form of every notebook: paired, executed, short, in the house's shape."""
 
 import ast
+import base64
+import io
 import os
 import re
 import subprocess
@@ -11,8 +13,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
+import numpy as np
 import pairs
 import pytest
+import run
+from PIL import Image
 
 NOTEBOOKS = pairs.notebooks()
 SOLUTIONS = sorted((pairs.NOTEBOOKS / "solutions").glob("[0-9][0-9]_*.py"))
@@ -257,3 +262,24 @@ def test_a_drifted_pair_is_seen(notebook, path):
     """The comparison above can fail: one changed word in a cell is a difference."""
     notebook.cells[-1].source += "\nOne more line."
     assert pairs.text_of(notebook) != pairs.text_path(path).read_text(encoding="utf-8")
+
+
+def test_stored_pictures_lose_size_and_nothing_that_an_eye_sees():
+    rng = np.random.default_rng(0)
+    x, y = np.meshgrid(np.linspace(0, 1, 300), np.linspace(0, 1, 200))
+    smooth = np.stack([x, y, 0.5 + 0 * x], -1) + 0.02 * rng.standard_normal((200, 300, 1))
+    image = Image.fromarray((255 * smooth.clip(0, 1)).astype(np.uint8))
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    stored = base64.b64encode(png.getvalue()).decode()
+    output = nbformat.v4.new_output("display_data", {"image/png": stored})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[output])])
+    run.shrink_pictures(notebook)
+    small = notebook.cells[0].outputs[0].data["image/png"]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(small))).convert("RGB"), float)
+    assert len(small) < 0.5 * len(stored)
+    # 128 colours for a square of hues: steps of 1/11 each way, so errors below half of that.
+    assert shown.shape == (200, 300, 3)
+    assert np.abs(shown - np.asarray(image, float)).mean() < 255 / 22
+    run.shrink_pictures(notebook)  # a second time changes nothing much
+    assert len(notebook.cells[0].outputs[0].data["image/png"]) <= len(small)
