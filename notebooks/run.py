@@ -21,8 +21,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
-from PIL import Image
 from pairs import notebooks, write_notebook
+from PIL import Image
 
 CELL_SECONDS = 1800  # a cell that takes longer hangs
 PROGRESS_BAR = re.compile(r"\d+%\||\d+(it|s|batch)?/s\b|\bit/s|\bs/it")

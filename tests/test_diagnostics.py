@@ -34,8 +34,8 @@ def data(n=600, seed=0):
     """Vectors (n, 3) around a corner of a cube for each of four classes, and the classes."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % CLASSES
-    corners = 3 * torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
-    return corners[labels] + 0.5 * torch.randn(n, 3, generator=generator), labels
+    corners = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    return corners[labels] + 0.3 * torch.randn(n, 3, generator=generator), labels
 
 
 def normal(loc, scale, dims=1):
@@ -51,15 +51,15 @@ def blind(x, latents=3, loc=0.0, scale=1.0):
 
 
 def deaf(z):
-    return normal(torch.zeros(*z.shape[:-1], 3), 3.0)
+    return normal(torch.zeros(*z.shape[:-1], 3), 1.0)
 
 
 def listening(z):
-    return normal(z, 0.5)
+    return normal(z, 0.3)
 
 
 def copying(x):
-    return normal(x, 0.5)
+    return normal(x, 0.3)
 
 
 def test_a_collapsed_model_is_seen():
@@ -128,7 +128,7 @@ def test_partly_used_latents_are_reported_as_such():
 
     def encoder(x):
         loc = torch.cat([x, torch.zeros(len(x), 5)], 1)
-        return DiagNormal(loc, torch.tensor([0.5] * 3 + [1.0] * 5).expand(len(x), 8))
+        return DiagNormal(loc, torch.tensor([0.3] * 3 + [1.0] * 5).expand(len(x), 8))
 
     report = collapse_report(vae(encoder, lambda z: listening(z[..., :3]), 8), x, labels)
     assert (report.active_units, report.units) == (3, 8)
@@ -138,7 +138,7 @@ def test_partly_used_latents_are_reported_as_such():
 def test_a_rate_most_of_which_carries_nothing_is_partly_used():
     """All latents move, but far from the prior, and most of the rate is paid for the distance."""
     x, labels = data()
-    model = vae(lambda x: normal(0.3 * x + 4.0, 1.0), lambda z: listening((z - 4) / 0.3))
+    model = vae(lambda x: normal(x + 4, 0.3), lambda z: listening(z - 4))
     report = collapse_report(model, x, labels)
     assert report.active_units == 3 and report.shuffle_rise > 10
     assert report.information < report.rate / 2
@@ -214,10 +214,10 @@ def test_a_posterior_without_a_registered_kl_will_do():
     x, labels = data()
 
     def encoder(x):
-        return Independent(Laplace(x, torch.full_like(x, 0.5)), 1)
+        return Independent(Laplace(x, torch.full_like(x, 0.2)), 1)
 
     report = collapse_report(vae(encoder, listening), x, labels)
-    assert report.verdict.startswith("used") and report.rate > 5
+    assert report.verdict.startswith("used") and report.rate > 3
 
 
 def test_the_same_report_twice_and_the_callers_random_state_untouched():

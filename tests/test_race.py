@@ -22,9 +22,10 @@ SHAPE = (1, 4, 3)
 CPU = torch.device("cpu")
 
 
-def run(settings, sets, samples, *rest, **options):
-    """The race with one number of samples for both data sets."""
-    return race.race(settings, sets, dict.fromkeys(sets, samples), *rest, **options)
+def run(settings, sets, samples, stretch, *rest, **options):
+    """The race with the same numbers of samples for both data sets."""
+    counts = (dict.fromkeys(sets, count) for count in (samples, stretch))
+    return race.race(settings, sets, *counts, *rest, **options)
 
 
 def images(seed: int = 0) -> Images:
@@ -86,7 +87,7 @@ def test_schedule_is_even_in_the_logarithm(samples):
     marks = race.schedule(samples)
     assert marks == sorted(set(marks)) and marks[0] == 1000 and marks[-1] == samples
     assert all(mark % race.UNIT == 0 for mark in marks)
-    # Eight a decade are a factor of 1.3 apart; rounding to thousands stretches the first few to 2.
+    # Six a decade are a factor of 1.5 apart; rounding to thousands stretches the first few to 2.
     assert all(b / a <= 2 for a, b in zip(marks, marks[1:], strict=False))
 
 
@@ -248,17 +249,19 @@ def test_race_refuses(samples, stretch):
 
 def test_estimate_grows_with_the_work():
     runs = [setting()]
-    seconds = race.estimate(runs, SETS, {"mnist": 10**6}, 1000)
+    seconds = race.estimate(runs, SETS, {"mnist": 10**6}, {"mnist": 1000})
     assert 0 < seconds < math.inf
     # 999,000 samples more and nothing else: a thousand times the time, within a busy machine's
     # factor of ten
-    assert seconds > 100 * race.estimate(runs, SETS, {"mnist": 1000}, 1000) / 3
+    assert seconds > 100 * race.estimate(runs, SETS, {"mnist": 1000}, {"mnist": 1000}) / 3
 
 
 def test_data_sets_may_run_for_unlike_times():
     runs = [setting(), setting(images="frey")]
-    results = race.race(runs, SETS, {"mnist": 1000, "frey": 2000}, 1000)
-    assert [result.rows[-1]["samples"] for result in results] == [1000, 2000]
+    results = race.race(runs, SETS, {"mnist": 3000, "frey": 2000}, {"mnist": 1000, "frey": 2000})
+    assert [result.rows[-1]["samples"] for result in results] == [3000, 2000]
+    ends = [{rows[-1]["samples"] for rows in result.trials.values()} for result in results]
+    assert ends == [{1000}, {2000}]
 
 
 def test_rows_can_be_drawn():

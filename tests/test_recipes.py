@@ -29,6 +29,7 @@ from vaelib.vae import WithoutLatents
 TINY = Recipe(
     image_shape=(1, 4, 4),
     latents=(4, 2),
+    encoder="mlp",
     encoder_size=4,
     channels=4,
     layers=1,
@@ -220,8 +221,9 @@ def test_a_list_makes_the_same_recipe():
 def damage(path, how):
     whole = path.read_bytes()
     if how == "flipped":
-        middle = len(whole) // 2
-        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
+        state = torch.load(path, weights_only=True)
+        place = whole.index(max(state["model"].values(), key=len).numpy().tobytes())
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     elif how == "another recipe":
         torch.save(torch.load(path, weights_only=True) | {"recipe": {}}, path)
     elif how == "no history":
@@ -237,9 +239,7 @@ def test_a_bad_file_is_named_set_aside_and_made_again(how, tmp_path):
     one, _ = get(DELTA, tmp_path)
     (path,) = tmp_path.glob("*.pt")
     damage(path, how)
-    with pytest.warns(
-        UserWarning, match=rf"{path.name} cannot be used .* trained again|made again"
-    ):
+    with pytest.warns(UserWarning, match=rf"{path.name} cannot be used .* made again"):
         other, _ = get(DELTA, tmp_path)
     assert_same(one, other)
     assert path.with_name(f"{path.name}.bad").exists()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+from zipfile import ZipFile
 
 import torch
 from filelock import FileLock, Timeout
@@ -45,7 +46,7 @@ def kept(
     with _locked(path.with_suffix(".lock"), label if progress else ""):
         if path.exists():
             try:
-                return use(torch.load(path, map_location="cpu", weights_only=True))
+                return use(_load(path))
             except Exception as error:  # zip, pickle, torch and users each raise their own
                 set_aside(path, f"{type(error).__name__}: {error}")
         part = path.with_suffix(".part")
@@ -53,6 +54,13 @@ def kept(
         save_atomically(state, path)
         part.unlink(missing_ok=True)
         return use(state)
+
+
+def _load(path: Path) -> dict:
+    with ZipFile(path) as file:  # torch writes an archive with checksums, and does not read them
+        if file.testzip() is not None:
+            raise ValueError("expected the data that were written, got others")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def set_aside(path: Path, reason: str) -> None:

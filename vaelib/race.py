@@ -114,7 +114,7 @@ def budget(samples: float) -> int:
     return value
 
 
-def schedule(samples: int, per_decade: int = 8) -> list[int]:
+def schedule(samples: int, per_decade: int = 6) -> list[int]:
     """Where to evaluate: multiples of 1,000 up to ``samples``, even in their logarithm."""
     if samples < UNIT:
         raise ValueError(f"expected samples >= {UNIT}, got {samples}")
@@ -253,31 +253,33 @@ def race(
     settings: Sequence[Setting],
     images: Mapping[str, Images],
     samples: Mapping[str, int],
-    stretch: int,
+    stretch: Mapping[str, int],
     folder: str | os.PathLike | None = None,
     workers: int = 1,
     device: str | torch.device = "cpu",
 ) -> list[Result]:
     """Run every setting until it has seen ``samples`` training images.
 
-    All step sizes of a setting run to ``stretch``; the one with the highest training bound there
-    goes on. On ``cuda`` all settings of a data set run side by side.
+    All step sizes of a setting run for a first ``stretch``; the one with the highest training
+    bound at its end goes on. On ``cuda`` all settings of a data set run side by side.
 
     Args:
         settings: the runners.
         images: data by name, ``"mnist"`` and ``"frey"``.
         samples: for each data set, a multiple of 1,000.
-        stretch: multiple of 1,000, at most any of ``samples``.
+        stretch: for each data set, a multiple of 1,000, at most its ``samples``.
         folder: keeps each finished run as JSON; a run that is there is not run again.
         workers: processes on a CPU, one thread each.
         device: ``"cpu"`` or ``"cuda"``.
     """
-    counts = [stretch, *samples.values()]
-    if not UNIT <= stretch == min(counts) or any(count % UNIT for count in counts):
-        raise ValueError(f"expected multiples of {UNIT}, got stretch {stretch}, samples {samples}")
+    for first, count in ((stretch[name], samples[name]) for name in samples):
+        if not UNIT <= first <= count or first % UNIT or count % UNIT:
+            raise ValueError(
+                f"expected multiples of {UNIT}, stretch <= samples, got {first} and {count}"
+            )
     device, paths, done = torch.device(device), {}, {}
     for setting in settings:
-        paths[setting] = _path(folder, setting, images, samples[setting.images], stretch)
+        paths[setting] = _path(folder, setting, images, samples, stretch)
         if folder is not None and paths[setting].exists():
             done[setting] = load(paths[setting])[0]
     todo = [setting for setting in settings if setting not in done]
@@ -293,7 +295,7 @@ def estimate(
     settings: Sequence[Setting],
     images: Mapping[str, Images],
     samples: Mapping[str, int],
-    stretch: int,
+    stretch: Mapping[str, int],
     workers: int = 1,
     device: str | torch.device = "cpu",
 ) -> float:
@@ -307,7 +309,7 @@ def estimate(
         _advance(lanes, 2 * UNIT, ())
         _synchronize(device)
     seconds = (time.perf_counter() - start) / max(1, len(lanes) * UNIT)
-    seen = sum(samples[s.images] + (len(s.step_sizes) - 1) * stretch for s in settings)
+    seen = sum(samples[s.images] + (len(s.step_sizes) - 1) * stretch[s.images] for s in settings)
     return seconds * seen / workers
 
 
@@ -342,12 +344,13 @@ def _result(setting: dict, trials: dict, diverged: dict, **rest) -> Result:
     return Result(Setting(**setting), trials=by_size[0], diverged=by_size[1], **rest)
 
 
-def _path(folder, setting: Setting, images: Mapping[str, Images], samples: int, stretch: int):
+def _path(folder, setting: Setting, images: Mapping[str, Images], samples, stretch) -> Path:
     """A name that holds everything a run depends on."""
+    counts = f"{samples[setting.images]}_{stretch[setting.images]}"
     sizes = "-".join(f"{size:g}" for size in setting.step_sizes)
     source = images[setting.images].source
     name = f"{setting.images}-{source}-{len(images[setting.images].train)}_z{setting.latents}"
-    name += f"_{setting.method}_h{setting.hidden}_s{setting.seed}_{sizes}_{samples}_{stretch}"
+    name += f"_{setting.method}_h{setting.hidden}_s{setting.seed}_{sizes}_{counts}"
     return Path(folder or ".") / f"{name}.json"
 
 
@@ -356,16 +359,17 @@ def _runs(todo, images, samples, stretch, workers, device) -> Iterator[list[Resu
     if device.type == "cuda":
         for name in sorted({setting.images for setting in todo}):
             group = [setting for setting in todo if setting.images == name]
-            yield _run(group, images[name], samples[name], stretch, device)
+            yield _run(group, images[name], samples[name], stretch[name], device)
     elif workers == 1:
         for s in todo:
-            yield _run([s], images[s.images], samples[s.images], stretch, device)
+            name = s.images
+            yield _run([s], images[name], samples[name], stretch[name], device)
     else:
         context = get_context("spawn")  # a forked child of a process with threads may hang
         with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
             jobs = [
-                pool.submit(_run, [s], images[s.images], samples[s.images], stretch, device)
-                for s in todo
+                pool.submit(_run, [s], images[name], samples[name], stretch[name], device)
+                for s, name in ((s, s.images) for s in todo)
             ]
             for job in as_completed(jobs):
                 yield job.result()

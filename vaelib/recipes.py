@@ -97,8 +97,8 @@ class Recipe:
     delta: float = 0.0
     auxiliary_epochs: int = 0
 
-    encoder: str = "mlp"
-    encoder_size: int = 300
+    encoder: str = "unrestricted"
+    encoder_size: int = 16
     encoder_layers: int = 2
     encoder_kernel: int = 3
 
