@@ -46,6 +46,12 @@ faces = data.frey_faces()
 images = {"mnist": digits, "frey": faces}
 TITLES = {"mnist": digits.title("MNIST"), "frey": faces.title("Frey Face")}
 SHORT = {"mnist": "MNIST", "frey": "Faces (STAND-IN)" if faces.source == "stand-in" else "Frey"}
+
+
+def label(ax, title, x, y, **more):
+    ax.set(title=title, xlabel=x, ylabel=y, **more)
+
+
 print(scaling.describe())
 print(f"{TITLES['mnist']}: {len(digits.train)} train, {len(digits.test)} test")
 print(f"{TITLES['frey']}: {len(faces.train)} train, {len(faces.test)} test")
@@ -179,25 +185,27 @@ seeker, coverer = lowest(seek), lowest(cover)
 mean = (log_p.exp() * GRID).sum() * STEP  # the posterior's own moments
 deviation = ((log_p.exp() * (GRID - mean) ** 2).sum() * STEP).sqrt()
 
+
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(13.5, 3.9))
-for ax, table, best, name in (
-    (axes[0], seek, seeker, "aevb"),
-    (axes[1], cover, coverer, "wake-sleep"),
-):
-    lines = ax.contour(means, log_scales, table.T, [0.5, 0.75, 1, 1.5, 2, 3, 5, 10], cmap="viridis")
-    ax.clabel(lines, fontsize=8)
-    spots = (best, (-best[0], best[1])) if name == "aevb" else (best,)
-    _ = [ax.plot(spot[0], spot[1].log(), "*", ms=15, color=COLORS[name]) for spot in spots]
-    ax.set(xlabel="mean m of q", ylabel="ln s of q")
-axes[0].set_title("KL(q‖p), the bound's: two minima")
-axes[1].set_title("KL(p‖q), sleep's: one, between them")
-axes[2].fill_between(GRID, log_p.exp(), color=COLORS["exact"], alpha=0.25, label="posterior p(z|x)")
-for name, (m_, s_) in (("aevb", seeker), ("wake-sleep", coverer)):
-    curve = Normal(m_, s_).log_prob(GRID).exp()
-    axes[2].plot(GRID, curve, color=COLORS[name], label=f"best q for {name}")
-axes[2].set(xlim=(-4, 4), xlabel="z", ylabel="density", title="mode seeking and mode covering")
-axes[2].legend(fontsize=9, loc="upper left")
+def draw_heights(ax, table, name, stars):
+    """Height lines of a divergence over all (m, ln s), with stars at its minima."""
+    heights = [0.5, 0.75, 1, 1.5, 2, 3, 5, 10]
+    ax.clabel(ax.contour(means, log_scales, table.T, heights, cmap="viridis"), fontsize=8)
+    for centre, width in stars:
+        ax.plot(centre, width.log(), "*", ms=15, color=COLORS[name])
+
+
+figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 3.9))
+draw_heights(left, seek, "aevb", [seeker, (-seeker[0], seeker[1])])
+draw_heights(middle, cover, "wake-sleep", [coverer])
+label(left, "KL(q‖p), the bound's: two minima", "mean m of q", "ln s of q")
+label(middle, "KL(p‖q), sleep's: one, between them", "mean m of q", "ln s of q")
+right.fill_between(GRID, log_p.exp(), color=COLORS["exact"], alpha=0.25, label="posterior p(z|x)")
+for name, best in (("aevb", seeker), ("wake-sleep", coverer)):
+    density = Normal(*best).log_prob(GRID).exp()
+    right.plot(GRID, density, color=COLORS[name], label=f"best q for {name}")
+label(right, "mode seeking and mode covering", "z", "density", xlim=(-4, 4))
+right.legend(fontsize=9, loc="upper left")
 plt.show()
 
 # %% [markdown]
@@ -212,7 +220,7 @@ plt.show()
 # %% [markdown]
 # ### A sleep step that lowers the bound
 #
-# Put $q$ at the bound's optimum, in the right-hand mode, and let the sleep phase improve it: gradient steps down $\mathrm{KL}(p\|q)$ in $m$ and $\ln s$. We watch sleep's objective, and beside it the bound $\log p(x) - \mathrm{KL}(q\|p)$.
+# Put $q$ at the bound's optimum, in the right-hand mode, and let the sleep phase improve it: gradient steps down $\mathrm{KL}(p\|q)$ in $m$ and $\ln s$.
 
 # %%
 place = [seeker[0].abs().clone(), seeker[1].log().clone()]
@@ -220,20 +228,22 @@ path = []
 for _ in range(81):
     place = [value.detach().requires_grad_() for value in place]
     forward, backward = divergences(log_p, place[0], place[1].exp())
-    path.append((evidence - forward.item(), backward.item(), place[0].item()))
+    path.append((evidence - forward.item(), backward.item()))
     slopes = torch.autograd.grad(backward, place)
     place = [value - 0.03 * slope for value, slope in zip(place, slopes, strict=True)]
-bounds, sleeps, centres = np.array(path).T
+bounds, sleeps = np.array(path).T
 
-figure, axes = plt.subplots(1, 2, figsize=(11, 3.6))
-axes[0].plot(sleeps, color=COLORS["wake-sleep"])
-axes[0].set(
-    yscale="log", xlabel="sleep step", ylabel="KL(p‖q) (nats)", title="sleep gets what it wants"
-)
-axes[1].plot(bounds, color=COLORS["bound"], label="bound")
-axes[1].axhline(evidence, color=COLORS["exact"], linestyle="--", label="log p(x)")
-axes[1].set(xlabel="sleep step", ylabel="nats", title="the bound pays for it")
-axes[1].legend(fontsize=10)
+# %% [markdown]
+# We watch sleep's objective, and beside it the bound $\log p(x) - \mathrm{KL}(q\|p)$.
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6))
+left.semilogy(sleeps, color=COLORS["wake-sleep"])
+label(left, "sleep gets what it wants", "sleep step", "KL(p‖q) (nats)")
+right.plot(bounds, color=COLORS["bound"], label="bound")
+right.axhline(evidence, color=COLORS["exact"], linestyle="--", label="log p(x)")
+label(right, "the bound pays for it", "sleep step", "nats")
+right.legend(fontsize=10)
 plt.show()
 
 # %% [markdown]
@@ -271,10 +281,7 @@ def pulls(theta, log_s, phi=0.4):
     place = theta.requires_grad_(), torch.full_like(theta, phi), log_s.requires_grad_()
     awake = torch.autograd.grad(bound(*place).sum(), (place[0], place[2]))
     asleep = torch.autograd.grad(dream(*place).sum(), place[2])
-    return {
-        "aevb": torch.stack(awake, -1),
-        "wake-sleep": torch.stack((awake[0], *asleep), -1),
-    }
+    return {"aevb": torch.stack(awake, -1), "wake-sleep": torch.stack((awake[0], *asleep), -1)}
 
 
 # %%
@@ -285,19 +292,19 @@ climbs = {
     method: torch.cumsum(((pull[1:] + pull[:-1]) / 2 * steps).sum(-1), 0)
     for method, pull in pulls(*loop).items()
 }
-grid = torch.meshgrid(
-    torch.linspace(0.3, 1.7, 9).double(), torch.linspace(-1.1, 0.5, 8).double(), indexing="xy"
-)
-figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
+# %%
+sides = torch.linspace(0.3, 1.7, 9).double(), torch.linspace(-1.1, 0.5, 8).double()
+grid = torch.meshgrid(*sides, indexing="xy")
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
 for method, pull in pulls(*grid).items():
-    x_y, arrows = [part.detach() for part in grid], pull / pull.norm(dim=-1, keepdim=True)
-    axes[0].quiver(*x_y, *arrows.unbind(-1), color=COLORS[method], scale=18, width=0.006)
-    axes[1].plot(turn[1:], climbs[method], color=COLORS[method], label=method)
-axes[0].plot(*[part.detach() for part in loop], color=COLORS["data"], ls="--", lw=1.5)
-axes[0].set(xlabel="θ (decoder)", ylabel="ln s (encoder)", title="directions of the pull")
-axes[1].set(xlabel="part of the loop walked", ylabel="climb (nats)", title="once around the loop")
-axes[1].axhline(0, color="0.7", lw=1)
-axes[1].legend()
+    places, arrows = [part.detach() for part in grid], pull / pull.norm(dim=-1, keepdim=True)
+    left.quiver(*places, *arrows.unbind(-1), color=COLORS[method], scale=18, width=0.006)
+    right.plot(turn[1:], climbs[method], color=COLORS[method], label=method)
+left.plot(*[part.detach() for part in loop], color=COLORS["data"], ls="--", lw=1.5)
+label(left, "directions of the pull", "θ (decoder)", "ln s (encoder)")
+label(right, "once around the loop", "part of the loop walked", "climb (nats)")
+right.axhline(0, color="0.7", lw=1)
+right.legend()
 plt.show()
 
 # %% [markdown]
@@ -454,31 +461,37 @@ NO_LATENTS = {name: without_latents(name) for name in images}
 
 
 # %%
-def draw_race(by):
-    """Figure 2: a panel for each data set and number of latents."""
-    figure, axes = plt.subplots(2, 5, figsize=(15, 6.4), sharex=True, sharey="row")
-    for row, (name, sizes) in zip(axes, race.LATENTS.items(), strict=True):
-        for ax, latents in zip(row, sizes, strict=False):
-            curves = {method: by[name, latents, method].rows for method in race.METHODS}
-            plotting.learning_curves(curves, ax, COLORS)
-            ax.get_legend().remove()
-            ax.axhline(NO_LATENTS[name], color=COLORS["bound"], linestyle=":")
-            ax.set(title=f"{SHORT[name]}, Nz = {latents}", ylabel="", xlabel="")
-        bottom = min(by[name, n, "aevb"].rows[0]["test_bound"] for n in sizes)
-        top = max(by[name, n, "aevb"].rows[-1]["train_bound"] for n in sizes)
-        row[0].set(ylabel="bound (nats per image)", ylim=(bottom - 30, top + 0.05 * abs(top)))
-    keys = [(m, COLORS[m], "-") for m in race.METHODS] + [("test", "k", "-"), ("train", "k", "--")]
-    keys += [("best without\nlatents (test)", COLORS["bound"], ":")]
-    handles = [Line2D([], [], color=c, linestyle=s, label=label) for label, c, s in keys]
-    axes[1, 4].legend(handles=handles, loc="center", fontsize=13)
-    axes[1, 4].axis("off")
-    figure.supxlabel("training images seen (logarithmic)", fontsize=13)
-    figure.suptitle("At equal samples, who is higher?")
-    return figure
+def draw_panel(ax, name, latents):
+    """One race: both bounds of both methods."""
+    curves = {method: by[name, latents, method].rows for method in race.METHODS}
+    plotting.learning_curves(curves, ax, COLORS)
+    ax.get_legend().remove()
+    ax.axhline(NO_LATENTS[name], color=COLORS["bound"], linestyle=":")
+    label(ax, f"{SHORT[name]}, Nz = {latents}", "", "")
 
+
+def draw_key(ax):
+    """One legend for all panels."""
+    keys = [(m, COLORS[m], "-") for m in race.METHODS] + [("test", "k", "-"), ("train", "k", "--")]
+    keys.append(("best without\nlatents (test)", COLORS["bound"], ":"))
+    lines = [Line2D([], [], color=color, linestyle=style, label=key) for key, color, style in keys]
+    ax.legend(handles=lines, loc="center", fontsize=13)
+    ax.axis("off")
+
+
+# %%
+figure, axes = plt.subplots(2, 5, figsize=(15, 6.4), sharex=True, sharey="row")
+for row, (name, sizes) in zip(axes, race.LATENTS.items(), strict=True):
+    for ax, latents in zip(row, sizes, strict=False):
+        draw_panel(ax, name, latents)
+    bottom = min(by[name, n, "aevb"].rows[0]["test_bound"] for n in sizes)
+    top = max(by[name, n, "aevb"].rows[-1]["train_bound"] for n in sizes)
+    row[0].set(ylabel="bound (nats per image)", ylim=(bottom - 30, top + 0.05 * abs(top)))
+draw_key(axes[1, 4])
+figure.supxlabel("training images seen (logarithmic)", fontsize=13)
+figure.suptitle("At equal samples, who is higher?")
 
 NAME = "04_race_wake_sleep"
-figure = draw_race(by)
 COMPLETE = SAMPLES == FULL and faces.source != "stand-in"  # what may be kept
 if scaling.current() == "classroom" and COMPLETE:
     plotting.save_figure(figure, NAME)
@@ -522,36 +535,40 @@ else:
 # Was it necessary to choose the step size for each, and to take time over it? Every run has kept the first stretch of all three step sizes. And one extra run shows what would have happened to wake-sleep with 3 latents if we had settled on 0.1.
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(14, 4.2))
 STYLES = dict(zip(race.STEP_SIZES, ("-", "--", ":"), strict=True))
 
 
-def draw(ax, rows, size, label, color=COLORS["wake-sleep"]):
+def draw(ax, rows, size, name, color=COLORS["wake-sleep"]):
     """A training bound against samples; the line style tells the step size."""
     seen, bounds = ([row[key] for row in rows] for key in ("samples", "train_bound"))
-    ax.plot(seen, bounds, STYLES[size], color=color, label=label)
+    ax.semilogx(seen, bounds, STYLES[size], color=color, label=name)
 
 
-for latents, ax, title in ((3, axes[0], "the fast starter"), (200, axes[1], "a bad start")):
+def draw_ends(ax, method, size):
+    """The training bound after the first stretch on the digits, for every Nz."""
+    trials = [by["mnist", n, method].trials[size] for n in race.LATENTS["mnist"]]
+    ends = [rows[-1]["train_bound"] if rows else math.nan for rows in trials]
+    ax.plot(ends, "o" + STYLES[size], color=COLORS[method], label=f"{method}, {size:g}")
+
+
+# %%
+figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.2))
+for latents, ax in ((3, left), (200, middle)):
     for size, rows in by["mnist", latents, "wake-sleep"].trials.items():
         draw(ax, rows, size, f"{size:g}, first stretch")
-    ax.set(
-        xscale="log", xlabel="training images seen", title=f"wake-sleep, Nz = {latents}: {title}"
-    )
-draw(axes[0], tried.rows, 0.1, "0.1, to the end", COLORS["mcem"])
+draw(left, tried.rows, 0.1, "0.1, to the end", COLORS["mcem"])
 chosen = by["mnist", 3, "wake-sleep"]
-draw(axes[0], chosen.rows, chosen.step_size, f"chosen ({chosen.step_size:g}), to the end", "k")
-axes[0].set(ylim=(-310, -150), ylabel="training bound (nats per image)")
-axes[1].set(ylim=(-900, -150))
-sizes = race.LATENTS["mnist"]
-for method, size in ((m, size) for m in race.METHODS for size in race.STEP_SIZES):
-    trials = [by["mnist", n, method].trials[size] for n in sizes]
-    ends = [rows[-1]["train_bound"] if rows else math.nan for rows in trials]
-    axes[2].plot(ends, "o" + STYLES[size], color=COLORS[method], label=f"{method}, {size:g}")
-axes[2].set_xticks(range(len(sizes)), sizes)
-axes[2].set(xlabel="latents Nz", ylim=(-300, -170), title="after the first stretch")
-_ = [ax.legend(fontsize=8.5, loc="lower right") for ax in axes[:2]]
-axes[2].legend(fontsize=8.5, loc="lower left")
+draw(left, chosen.rows, chosen.step_size, f"chosen ({chosen.step_size:g}), to the end", "k")
+for method in race.METHODS:
+    for size in race.STEP_SIZES:
+        draw_ends(right, method, size)
+right.set_xticks(range(len(race.LATENTS["mnist"])), race.LATENTS["mnist"])
+seen, bound_nats = "training images seen", "training bound (nats per image)"
+label(left, "wake-sleep, Nz = 3: the fast starter", seen, bound_nats, ylim=(-310, -150))
+label(middle, "wake-sleep, Nz = 200: a bad start", seen, None, ylim=(-900, -150))
+label(right, "after the first stretch", "latents Nz", None, ylim=(-300, -170))
+for ax, place in ((left, "lower right"), (middle, "lower right"), (right, "lower left")):
+    ax.legend(fontsize=8.5, loc=place)
 plt.show()
 
 # %% [markdown]
@@ -573,13 +590,12 @@ def final(name, latents, method, which):
 gap = {key: final(*key, "train") - final(*key, "test") for key in by}
 figure, axes = plt.subplots(1, 2, figsize=(12, 4))
 for ax, (name, sizes) in zip(axes, race.LATENTS.items(), strict=True):
-    places = np.arange(len(sizes))
     for which, style in (("train", "--"), ("test", "-")):
         for method in race.METHODS:
             line = [final(name, n, method, which) for n in sizes]
-            ax.plot(places, line, "o" + style, color=COLORS[method], label=f"{method}, {which}")
-    ax.set_xticks(places, sizes)
-    ax.set(xlabel="latents Nz", ylabel="final bound (nats per image)", title=TITLES[name])
+            ax.plot(line, "o" + style, color=COLORS[method], label=f"{method}, {which}")
+    ax.set_xticks(range(len(sizes)), sizes)
+    label(ax, TITLES[name], "latents Nz", "final bound (nats per image)")
 axes[0].legend(fontsize=10)
 figure.suptitle("The gap between training and test stays small, whatever Nz")
 plt.show()
@@ -655,8 +671,6 @@ assert math.isfinite(gain)
 # Replace each `...`; the cell then says whether yours is right. Solutions with explanations are in `notebooks/solutions/04_race_wake_sleep.py`.
 #
 # **1. Moment matching.** Show that among all Gaussians, $\mathrm{KL}(p\|q)$ is least for the one with the mean and the variance of $p$. (Write $-\mathbb E_p[\log q]$ as a function of $m$ and $s^2$ and set its derivatives to zero.) What standard deviation does sleep's optimum have, if the posterior is $\tfrac12 \mathcal N(-2, 0.5^2) + \tfrac12 \mathcal N(2, 0.5^2)$?
-#
-# **2. Both directions of one divergence.** A posterior is $\mathcal N(0, 1)$ and the encoder says $\mathcal N(0, 2^2)$: too wide by a factor of two. Another says $\mathcal N(0, 0.5^2)$: too narrow by the same factor. Compute $\mathrm{KL}(q\|p)$ and $\mathrm{KL}(p\|q)$ for both, in nats. Which direction punishes which mistake?
 
 
 # %%
@@ -669,15 +683,17 @@ def check(yours, true, tolerance=1e-3):
         return
     yours = torch.as_tensor(yours, dtype=torch.float64).flatten()
     right = yours.shape == true.shape and torch.allclose(yours, true, rtol=0, atol=tolerance)
-    print(
-        "yours:", [round(value, 3) for value in yours.tolist()], "| true:", shown, "|", bool(right)
-    )
+    print("yours:", [round(v, 3) for v in yours.tolist()], "| true:", shown, "|", right)
 
 
 width = ...  # exercise 1: one number
 halves = [Normal(centre, 0.5).log_prob(GRID).exp() / 2 for centre in (-2.0, 2.0)]
 check(width, ((sum(halves) * GRID**2).sum() * STEP).sqrt())
 
+# %% [markdown]
+# **2. Both directions of one divergence.** A posterior is $\mathcal N(0, 1)$ and the encoder says $\mathcal N(0, 2^2)$: too wide by a factor of two. Another says $\mathcal N(0, 0.5^2)$: too narrow by the same factor. Compute $\mathrm{KL}(q\|p)$ and $\mathrm{KL}(p\|q)$ for both, in nats. Which direction punishes which mistake?
+
+# %%
 four = ...  # exercise 2: KL(q‖p), KL(p‖q) of the wide one, then of the narrow one
 p, answers = Normal(0.0, 1.0), [Normal(0.0, 2.0), Normal(0.0, 0.5)]
 check(four, [kl for q in answers for kl in (kl_divergence(q, p), kl_divergence(p, q))])
