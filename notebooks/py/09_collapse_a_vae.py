@@ -285,9 +285,7 @@ figure, axes = plt.subplots(1, 2, figsize=(10, 3), sharey=True)
 for ax, (name, vae) in zip(axes, VAES.items(), strict=True):
     own, other = distortions(vae, test)
     ax.hist(own, 50, range=(0, 200), color=COLORS["distortion"], label="own z")
-    ax.hist(
-        other, 50, range=(0, 200), ec=COLORS["data"], histtype="step", label="another image's z"
-    )
+    ax.hist(other, 50, range=(0, 200), histtype="step", ec="k", label="another image's z")
     ax.set(title=f"{name}: +{(other - own).mean():.1f} nats", xlabel="distortion (nats)")
 axes[0].legend()
 plt.show()
