@@ -12,7 +12,7 @@ LAB_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup lab notebooks test lint sync format lock clean distclean
+.PHONY: help setup lab notebooks test paper paper-table lint sync format lock clean distclean
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -46,7 +46,7 @@ CONTAINED = env -u JUPYTER_PATH -u JUPYTER_CONFIG_PATH -u MPLBACKEND -u PYTHONPA
 	PYDEVD_DISABLE_FILE_VALIDATION=1
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: $(READY)  ## create .venv and install (the other targets do it when needed)
 
@@ -88,6 +88,12 @@ test: lint  ## lint, unit tests, the notebooks' form, every notebook compared wi
 	@echo "== Notebooks: every cell runs and prints what it printed when it was committed"
 	@$(CONTAINED) OMP_NUM_THREADS=1 $(PY) -m pytest -q -p no:randomly -n $(JOBS) --dist loadfile \
 	  --nbval --nbval-current-env --nbval-cell-timeout 600 notebooks/[0-9]*.ipynb
+
+paper: $(READY)  ## train what is missing in figures/paper (VAELIB_SCALE=paper; hours on a GPU)
+	@$(PY) -m vaelib.paper run
+
+paper-table: $(READY)  ## write the tables "paper, others, ours" into figures/paper/README.md
+	@$(PY) -m vaelib.paper table
 
 lint: $(READY)  ## check the code's form (ruff)
 	@echo "== Lint"

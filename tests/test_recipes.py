@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import kl_divergence
@@ -146,6 +147,33 @@ def test_the_small_digits_are_what_they_are_said_to_be():
     assert (
         0.05 < digits.train.mean() < 0.3 and digits.train_labels.bincount().tolist() == [400] * 10
     )
+
+
+def npz(path, count, first_label):
+    pixels = np.arange(count * 3072).astype(np.uint8).reshape(count, 3072)
+    np.savez(path, data=pixels, labels=np.arange(count) % 10 + first_label)
+
+
+def test_the_colour_images_are_found_in_the_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAELIB_DATA", str(tmp_path))
+    npz(tmp_path / "cifar10_train10k.npz", 10_000, 0)
+    npz(tmp_path / "cifar10_test1k.npz", 1_000, 0)
+    colour = replace(ALONE, image_shape=(3, 32, 32), likelihood="logistic_mixture")
+    images = recipes.load(replace(colour, data="cifar10"))
+    assert images.train.shape == (10_000, 3, 32, 32) and images.test.shape == (1_000, 3, 32, 32)
+    assert build(colour).elbo(images.test[:2]).value.isfinite().all()  # pixels of 256 levels
+    monkeypatch.setattr(recipes.data, "IMAGENET_COUNTS", {"train": 30, "val": 2})
+    for i in range(1, 11):
+        npz(tmp_path / f"train_data_batch_{i}.npz", 3, 1)
+    npz(tmp_path / "val_data.npz", 2, 1)
+    images = recipes.load(replace(colour, data="imagenet32"))
+    assert images.train.shape == (30, 3, 32, 32) and images.test.shape == (2, 3, 32, 32)
+
+
+def test_imagenet_needs_a_folder(monkeypatch):
+    monkeypatch.delenv("VAELIB_DATA", raising=False)
+    with pytest.raises(recipes.data.DataError, match="VAELIB_DATA"):
+        recipes.load(replace(ALONE, data="imagenet32"))
 
 
 @pytest.mark.parametrize("recipe", [ALONE, DELTA, replace(DELTA, auxiliary_epochs=2)])
@@ -392,6 +420,7 @@ def test_kept_does_not_keep_what_cannot_be_made(tmp_path):
         ({"decoder": "rnn"}, "decoder in .*got 'rnn'"),
         ({"encoder": "rnn"}, "encoder in .*got 'rnn'"),
         ({"data": "cats"}, "data in .*got 'cats'"),
+        ({"likelihood": "poisson"}, "likelihood in .*got 'poisson'"),
         ({"epochs": 0}, "epochs > 0, got 0"),
         ({"lr": 0.0}, "lr > 0"),
         ({"beta": float("nan")}, "finite beta"),

@@ -13,10 +13,15 @@ import torch
 from vaelib import VAE
 from vaelib.decoders import BernoulliMLP
 from vaelib.encoders import MLPEncoder
+from vaelib.files import save_atomically
+from vaelib.graphs import unchecked
 from vaelib.learning import aevb_step
 from vaelib.linear_vae import PPCA, linear_slots
+from vaelib.paper import made_up, tiny
 from vaelib.priors import StandardNormal
-from vaelib.training import evaluate, fit, save_atomically
+from vaelib.recipes import build
+from vaelib.rows import RECIPES
+from vaelib.training import evaluate, fit
 
 SHAPE = (1, 4, 3)
 
@@ -221,6 +226,97 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         save_atomically({"value": 2}, path)
     assert torch.load(path, weights_only=True) == {"value": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
+
+
+@pytest.mark.parametrize("write", [1, 2, 4])
+def test_killed_in_the_middle_of_a_checkpoint_nothing_is_lost(tmp_path, write):
+    """SIGKILL half-way through the so-many-th write: the one before is whole and goes on."""
+    checkpoint = tmp_path / "run.pt"
+    program = f"""
+        import io, os, signal, sys
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        import torch
+        import test_training as t
+        save, count = torch.save, 0
+        def deadly(state, file):
+            global count
+            count += 1
+            whole = io.BytesIO()
+            save(state, whole)
+            content = whole.getvalue()
+            file.write(content if count < {write} else content[: len(content) // 2])
+            file.flush()
+            if count == {write}:
+                os.kill(os.getpid(), signal.SIGKILL)
+        torch.save = deadly
+        torch.set_num_threads(1)
+        t.run(t.small_vae(), epochs=2, checkpoint={str(checkpoint)!r}, checkpoint_updates=2)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list(tmp_path.glob(".run.pt.*.tmp"))) == 1  # the half that was written
+    assert checkpoint.exists() == (write > 1)
+    if checkpoint.exists():  # three updates an epoch: written after 2, 3, 4 and 6 of them
+        progress = torch.load(checkpoint, weights_only=True)["progress"]
+        assert 3 * progress["epoch"] + progress["batch"] == {2: 2, 4: 4}[write]
+    straight, resumed = small_vae(), small_vae(seed=7 if checkpoint.exists() else 0)
+    run(straight, epochs=4)
+    run(resumed, epochs=4, checkpoint=checkpoint)
+    assert_same_weights(straight, resumed)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """torch.compile that traces a model and runs what it traced as it is: quick, on any machine.
+
+    It returns what it was asked for.
+    """
+    compiler, asked = torch.compile, []
+
+    def trace(model, **settings):
+        asked.append({name: value for name, value in settings.items() if name != "backend"})
+        return compiler(model, backend="eager", dynamic=settings["dynamic"])
+
+    monkeypatch.setattr(torch, "compile", trace)
+    return asked
+
+
+def test_a_compiled_model_reaches_the_same_weights(traced):
+    """torch.compile switches the validation of distributions off for the whole process: after the
+    run a bad value must be an error again.
+    """
+    one, other = small_vae(), small_vae()
+    run(one)
+    run(other, compile="reduce-overhead", ema=0.9)
+    assert {"mode": "reduce-overhead", "dynamic": False} in traced
+    assert one.state_dict().keys() == other.state_dict().keys()
+    assert_same_weights(one, other)
+    with pytest.raises(ValueError):
+        other.elbo(images() + 1)
+
+
+def test_the_checkpoint_of_a_compiled_run_is_that_of_any_other(traced, tmp_path):
+    straight, vae = small_vae(), small_vae()
+    run(straight, epochs=2)
+    run(vae, epochs=1, checkpoint=tmp_path / "run.pt", compile=True)
+    run(vae, epochs=2, checkpoint=tmp_path / "run.pt")
+    assert traced
+    assert_same_weights(straight, vae)
+
+
+@pytest.mark.parametrize("name", ["mnist-gated", "cifar10-delta-vae"])
+def test_a_model_is_one_graph(name):
+    """No question to the device breaks it: each would cost a GPU a wait in every update."""
+    recipe = tiny(RECIPES[name])
+    model, x = build(recipe), made_up(recipe).train[:4]
+    with unchecked():
+        graph = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+        torch.manual_seed(0)
+        bound = graph(x)
+        torch.manual_seed(0)
+        assert torch.equal(bound.value, model(x).value)
 
 
 def test_fit_reaches_the_exact_optimum_of_ppca():

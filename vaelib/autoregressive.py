@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 
-from vaelib.networks import CausalMixing, ContextBias, Memory
+from vaelib.networks import CausalMixing, ContextBias, Memory, check_dtype
 from vaelib.pixels import LIKELIHOODS, PixelLikelihood
+from vaelib.precision import in_full
 
 
 class AutoregressiveImage(Distribution):
@@ -138,7 +139,9 @@ class AutoregressiveImage(Distribution):
 
     def _check(self, value: Tensor) -> None:
         _check_shape("value", value, self.event_shape)
-        self.model.pixels.check(value)
+        check_dtype(value, next(self.model.parameters()))
+        if Distribution._validate_args:
+            self.model.pixels.check(value)
 
 
 class Context(nn.Module):
@@ -259,7 +262,7 @@ class PixelModel(nn.Module):
             raise ValueError(f"expected {wanted}, got {_shape(labels)}")
         if z is not None:
             _check_shape("z", z, self.latents)
-            if not z.isfinite().all():
+            if Distribution._validate_args and not z.isfinite().all():
                 raise ValueError("expected finite z, got nan or infinity among its values")
             batches.append(z.shape[: z.dim() - len(self.latents)])
         if labels is not None:
@@ -287,7 +290,7 @@ class PixelModel(nn.Module):
 
     def pixel_log_prob(self, x: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """Nats of each pixel ``(B, H, W)`` of images ``(B, H, W, C)``."""
-        return self.pixels.log_prob(self._all_features(x, maps), x)
+        return in_full(self.pixels.log_prob, self._all_features(x, maps), x)
 
     def draw_naively(
         self, x: Tensor, given: Tensor, uniforms: Tensor, maps, pixels: int | None = None

@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import torch
 from filelock import FileLock, Timeout
 
-from vaelib.training import save_atomically
+from vaelib.files import save_atomically
 
 T = TypeVar("T")
 

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from vaelib.distributions import DiagNormal, PixelBernoulli
 from vaelib.networks import MLP, flatten_events
+from vaelib.precision import precise
 
 
 class BernoulliMLP(nn.Module):
@@ -82,7 +83,7 @@ class GaussianMLP(nn.Module):
 
     def forward(self, z: Tensor) -> DiagNormal:
         """The likelihood p(x|z) for each z."""
-        outputs = self.network(flatten_events(z, self.latents, "z"))
+        outputs = precise(self.network(flatten_events(z, self.latents, "z")))
         mean, log_variance = outputs.unflatten(-1, (2, *self.image_shape)).unbind(
             -1 - len(self.image_shape)
         )  # each (*batch, *image_shape)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from vaelib.distributions import check_batch
+
 NOTHING = 0.5  # nats: below it, the verdict takes a quantity for zero
 ACTIVE = 0.01  # Burda et al. (2016): least variance of the posterior mean of an active unit
 PAIRS = 4_000_000  # numbers at once in the mutual information, which bounds the memory
@@ -104,6 +106,7 @@ def collapse_report(
         TypeError: labels that are not integers.
         ValueError: too few images, or labels that do not fit them.
     """
+    check_batch(x)
     if len(x) < 20 or batch_size < 1:
         raise ValueError(
             f"expected at least 20 images and batch_size >= 1, got {len(x)} and {batch_size}"
@@ -173,7 +176,10 @@ def mutual_information(vae: nn.Module, x: Tensor) -> float:
         vae: a model with an ``encoder`` whose distributions broadcast over their batch.
         x: images ``(N, *image_shape)``. Takes N² evaluations of q, in pieces.
     """
+    check_batch(x)
     q = vae.encoder(x)
+    if q.batch_shape != x.shape[:1]:
+        raise ValueError(f"expected images (N, *image_shape), got shape {tuple(x.shape)}")
     return _information([q], q.sample())
 
 

@@ -13,6 +13,9 @@ from torch.distributions import Bernoulli, Distribution, Independent, Normal, co
 from torch.distributions.kl import register_kl
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from vaelib.noise import standard_normal
+from vaelib.precision import precise
+
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -24,6 +27,16 @@ def check_event(distribution: Distribution, value: Tensor) -> None:
             f"{type(distribution).__name__}: expected a value of shape (*batch, *{tuple(event)}), "
             f"got {tuple(value.shape)}"
         )
+    if value.is_complex():
+        raise TypeError(f"expected a real value, got {value.dtype}")
+    if value.numel() == 0:
+        raise ValueError(f"expected at least one value, got shape {tuple(value.shape)}")
+
+
+def check_batch(x: Tensor) -> None:
+    """Raise ``ValueError`` unless ``x`` is a batch ``(B, *event)`` of at least one datum."""
+    if x.dim() < 2 or x.numel() == 0:
+        raise ValueError(f"expected a batch (B, *event) of at least one, got {tuple(x.shape)}")
 
 
 class DiagNormal(Independent):
@@ -38,7 +51,9 @@ class DiagNormal(Independent):
             vector per row ``(length, d)``, 3 for an image.
 
     Raises:
-        ValueError: non-positive or non-finite parameters, or a value with another event shape.
+        TypeError: parameters that are not floats.
+        ValueError: parameters that are not positive, nan or do not broadcast, or a value with
+            another event shape.
 
     >>> DiagNormal(torch.zeros(8, 5), torch.ones(8, 5)).log_prob(torch.zeros(8, 5)).shape
     torch.Size([8])
@@ -53,7 +68,8 @@ class DiagNormal(Independent):
         event_dims: int = 1,
         validate_args: bool | None = None,
     ):
-        loc, scale = torch.as_tensor(loc), torch.as_tensor(scale)
+        loc, scale = precise(torch.as_tensor(loc)), precise(torch.as_tensor(scale))
+        _check_parameters(loc, scale)
         if not 1 <= event_dims <= max(loc.dim(), scale.dim()):
             raise ValueError(
                 f"expected 1 <= event_dims <= number of dimensions, got event_dims={event_dims} "
@@ -77,6 +93,18 @@ class DiagNormal(Independent):
         shape = torch.Size(batch_shape) + self.event_shape
         loc, scale = self.loc.expand(shape), self.scale.expand(shape)
         return DiagNormal(loc, scale, len(self.event_shape), validate_args=False)
+
+    def rsample(self, sample_shape=()) -> Tensor:
+        """Draws μ + σ ε that gradients pass through, ``(*sample_shape, *batch, *event)``."""
+        # Of a batch that is cut into parts, every image keeps its own noise.
+        noise = standard_normal(sample_shape, self.batch_shape, self.event_shape, self.loc)
+        return super().rsample(sample_shape) if noise is None else self.loc + noise * self.scale
+
+    def sample(self, sample_shape=()) -> Tensor:
+        """Draws without gradient, ``(*sample_shape, *batch, *event)``."""
+        with torch.no_grad():
+            noise = standard_normal(sample_shape, self.batch_shape, self.event_shape, self.loc)
+            return super().sample(sample_shape) if noise is None else self.loc + noise * self.scale
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density in nats, ``(*batch,)``."""
@@ -109,6 +137,17 @@ def _check_same_event(q: Distribution, p: Distribution) -> None:
         )
 
 
+def _check_parameters(loc: Tensor, scale: Tensor) -> None:
+    if not (loc.is_floating_point() and scale.is_floating_point()):
+        raise TypeError(f"expected float loc and scale, got {loc.dtype} and {scale.dtype}")
+    if loc.shape != scale.shape:
+        try:
+            torch.broadcast_shapes(loc.shape, scale.shape)
+        except RuntimeError as error:
+            shapes = f"{tuple(loc.shape)} and {tuple(scale.shape)}"
+            raise ValueError(f"expected loc and scale that broadcast, got {shapes}") from error
+
+
 class GreyBernoulli(Bernoulli):
     """Bernoulli that also scores grey levels x in [0, 1], as Kingma & Welling (2013) do.
 
@@ -124,6 +163,7 @@ class GreyBernoulli(Bernoulli):
     support = constraints.unit_interval
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None):
+        logits = precise(logits)
         super().__init__(logits=logits, validate_args=False)
         self._validate_args = (
             Distribution._validate_args if validate_args is None else validate_args
@@ -220,7 +260,9 @@ class AR1(Distribution):
     has_rsample = True
 
     def __init__(self, alpha: Tensor, length: int, validate_args: bool | None = None):
-        self.alpha = _check_alpha(alpha)
+        # Where validation is off, a graph may be recorded: it cannot ask what the values are.
+        checked = Distribution._validate_args if validate_args is None else validate_args
+        self.alpha = _check_alpha(alpha, values=checked)
         self.length = _check_length(length)
         event_shape = torch.Size((length, len(self.alpha)))
         super().__init__(torch.Size(), event_shape, validate_args=validate_args)
@@ -346,13 +388,15 @@ def _previous(rows: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(rows[..., :1, :]), rows[..., :-1, :]], -2)
 
 
-def _check_alpha(alpha: Tensor) -> Tensor:
+def _check_alpha(alpha: Tensor, values: bool = True) -> Tensor:
     alpha = torch.as_tensor(alpha)
+    if alpha.is_complex():
+        raise TypeError(f"expected real alpha, got {alpha.dtype}")
     if not alpha.is_floating_point():
         alpha = alpha.to(torch.get_default_dtype())
     if alpha.dim() != 1 or not len(alpha):
         raise ValueError(f"expected alpha of shape (d,), got {tuple(alpha.shape)}")
-    if not ((alpha >= 0) & (alpha < 1)).all():
+    if values and not ((alpha >= 0) & (alpha < 1)).all():
         raise ValueError(f"expected alpha in [0, 1), got {alpha.tolist()}")
     return alpha
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaelib.distributions import DiagNormal
-from vaelib.networks import MLP, flatten_events, gate
+from vaelib.networks import MLP, check_dtype, flatten_events, gate
 from vaelib.posteriors import GaussianPosterior, Posterior
 
 
@@ -117,6 +117,7 @@ class AntiCausalEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> DiagNormal:
         """The posterior q(z|x) of each image."""
+        check_dtype(x, self.out.weight)
         pixels = flatten_events(x, self.image_shape)  # (*batch, C·H·W)
         images = pixels.reshape(-1, *self.image_shape)
         reverse = self.order == "anti-causal"

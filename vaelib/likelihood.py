@@ -13,6 +13,7 @@ from torch.distributions import (
 )
 
 from vaelib import hmc
+from vaelib.distributions import check_batch
 
 
 @torch.no_grad()
@@ -39,6 +40,7 @@ def importance_sampled(
     Raises:
         ValueError: fewer than one sample or a chunk below one.
     """
+    check_batch(x)
     chunk = max(1, 2_000_000 // x[0].numel()) if chunk is None else chunk
     if samples < 1 or chunk < 1:
         raise ValueError(f"expected samples >= 1 and chunk >= 1, got {samples} and {chunk}")
@@ -48,7 +50,7 @@ def importance_sampled(
 
 
 def _importance_sampled(vae: nn.Module, x: Tensor, samples: int, at_once: int) -> Tensor:
-    q, p = vae.encoder(x), vae.prior()
+    q, p = _posterior(vae, x), vae.prior()
     log_weights = []
     for start in range(0, samples, at_once):
         z = q.sample((min(at_once, samples - start),))  # (k, B, *latent_shape)
@@ -106,10 +108,11 @@ def appendix_d(
         raise ValueError(f"expected density in {sorted(_DENSITIES)}, got {density!r}")
     if chunk < 1:
         raise ValueError(f"expected chunk >= 1, got {chunk}")
+    check_batch(x)
     settings = {"leapfrog_steps": leapfrog_steps}
     estimates = []
     for batch in x.split(chunk):
-        joint, start = log_joint(vae, batch), vae.encoder(batch).sample()
+        joint, start = log_joint(vae, batch), _posterior(vae, batch).sample()
         if samples <= start[0].numel():
             raise ValueError(f"expected more samples than latents, got {samples} samples")
         state = hmc.init(joint, start)
@@ -123,6 +126,14 @@ def appendix_d(
         log_ratio = q.log_prob(fresh.flatten(2)) - log_p  # (samples, B)
         estimates.append(math.log(samples) - log_ratio.logsumexp(0))
     return torch.cat(estimates)
+
+
+def _posterior(vae: nn.Module, x: Tensor) -> Distribution:
+    """q(z|x), one for each datum of the batch x."""
+    q = vae.encoder(x)
+    if q.batch_shape != x.shape[:1]:
+        raise ValueError(f"expected a batch (B, *event), got one datum of shape {tuple(x.shape)}")
+    return q
 
 
 def _moments(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,10 +58,15 @@ class PPCA(nn.Module):
             latents: number of latent variables, below ``dims``.
             noise_variance: σ² where it is given rather than learned.
         """
-        if x.dim() != 2 or not 1 <= latents < x.shape[1]:
+        if x.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"expected float32 or float64, got {x.dtype}")
+        if x.dim() != 2 or len(x) < 2 or not 1 <= latents < x.shape[1]:
             raise ValueError(
-                f"expected x (N, dims) and 1 <= latents < dims, got {tuple(x.shape)}, {latents}"
+                "expected x (N, dims) with N >= 2 and 1 <= latents < dims, "
+                f"got {tuple(x.shape)} and {latents}"
             )
+        if not x.isfinite().all():
+            raise ValueError("expected finite x, got nan or infinity among its values")
         eigenvalues, eigenvectors = torch.linalg.eigh(torch.cov(x.T, correction=0))
         eigenvalues, eigenvectors = eigenvalues.flip(0), eigenvectors.flip(1)  # largest first
         if noise_variance is None:

@@ -37,6 +37,16 @@ class MLP(nn.Sequential):
             layers += [nn.Linear(before, after), activation()]
         super().__init__(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
+    def forward(self, x: Tensor) -> Tensor:
+        check_dtype(x, self[0].weight)
+        return super().forward(x)
+
+
+def check_dtype(x: Tensor, weight: Tensor) -> None:
+    """Raise ``TypeError`` unless ``x`` has the dtype of the weights; autocast takes any float."""
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"expected {weight.dtype}, as the weights are, got {x.dtype}")
+
 
 def init_normal_(module: nn.Module, std: float = 0.01) -> nn.Module:
     """Draw every weight and bias of ``module`` from N(0, std²), in place; returns the module.

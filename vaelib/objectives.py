@@ -148,5 +148,7 @@ class FreeBits:
 
 
 def _check(name: str, value: float, least: float) -> None:
-    if not (math.isfinite(value) and value >= least):
+    if not least <= value < math.inf:  # nan is caught as well
         raise ValueError(f"expected a finite {name} >= {least}, got {value}")
+    if value > 1e30:
+        raise ValueError(f"expected {name} <= 1e30, beyond which losses overflow, got {value}")

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vaelib.precision import precise
+
 
 class PixelLikelihood(nn.Module):
     """log p(pixel | features) = Σ_c log p(x_c | x_1 … x_{c−1}, features), nats.
@@ -63,7 +65,7 @@ class BernoulliPixels(PixelLikelihood):
 
     def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
         """Log probability in nats, ``(*batch,)``."""
-        logits = _precise(self._logits(features, x))
+        logits = precise(self._logits(features, x))
         x = x.to(logits.dtype)
         return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
 
@@ -98,7 +100,7 @@ class CategoricalPixels(PixelLikelihood):
         if c > 0:
             offsets = self.levels * torch.arange(c, device=steps.device)
             hidden = hidden + self.previous[c - 1](steps[..., :c] + offsets).sum(-2)
-        return _precise(self.out[c](F.elu(hidden))).log_softmax(-1)
+        return precise(self.out[c](F.elu(hidden))).log_softmax(-1)
 
     def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
         """Log probability in nats, ``(*batch,)``."""
@@ -143,7 +145,7 @@ class LogisticMixturePixels(PixelLikelihood):
 
     def _components(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log weights (…, K), means and log scales (…, K, C), slopes (…, K, C, C) below 0."""
-        each = _precise(self.components(features)).unflatten(-1, (self.mixtures, -1))
+        each = precise(self.components(features)).unflatten(-1, (self.mixtures, -1))
         pairs = self.channels * (self.channels - 1) // 2
         sizes = [1, self.channels, self.channels, pairs]
         weight, mean, log_scale, slope = each.split(sizes, -1)
@@ -211,11 +213,6 @@ def _pick(parts: Tensor, k: Tensor) -> Tensor:
     index = k.reshape(*k.shape, *[1] * (parts.dim() - k.dim()))
     index = index.expand(*k.shape, 1, *parts.shape[k.dim() + 1 :])
     return parts.gather(k.dim(), index).squeeze(k.dim())
-
-
-def _precise(parameters: Tensor) -> Tensor:
-    """At least float32: sums of many log probabilities need it where a network runs in half."""
-    return parameters if parameters.dtype == torch.float64 else parameters.float()
 
 
 LIKELIHOODS = {

@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from vaelib.distributions import DiagNormal, committed_variance
+from vaelib.precision import precise
 
 
 class Posterior(nn.Module):
@@ -42,7 +43,9 @@ class Posterior(nn.Module):
             raise ValueError(
                 f"expected raw outputs of shape (*batch, *{self.raw_shape}), got {tuple(raw.shape)}"
             )
-        return raw.chunk(2, dim=-1)
+        if not raw.is_floating_point():
+            raise TypeError(f"expected float raw outputs, got {raw.dtype}")
+        return precise(raw).chunk(2, dim=-1)
 
 
 class GaussianPosterior(Posterior):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from vaelib.distributions import AR1, DiagNormal, check_event
+from vaelib.precision import in_full
 
 
 class StandardNormal(nn.Module):
@@ -95,8 +96,8 @@ class AuxiliaryPrior(nn.Module):
         Returns:
             A :class:`DiagNormal` with batch ``(B, rows)`` and event ``(d,)``, and the state.
         """
-        seen, state = self.lstm(previous, state)
-        loc, log_variance = self.out(seen).chunk(2, dim=-1)
+        seen, state = in_full(self.lstm, previous, state)
+        loc, log_variance = in_full(self.out, seen).chunk(2, dim=-1)
         return DiagNormal(loc, torch.exp(0.5 * log_variance)), state
 
 

@@ -1,24 +1,23 @@
 """Models described by their settings, trained once, and kept.
 
-A :class:`Recipe` says everything about a model and its training; :func:`build` makes the model,
-and :func:`trained` trains it or takes it from a cache that notebooks share::
+A :class:`vaelib.settings.Recipe` says everything about a model and its training; :func:`build`
+makes the model, and :func:`trained` trains it or takes it from a cache that notebooks share::
 
     model, history = trained(Recipe(latents=(14, 2), alpha=(0.5, 0.9)))
 """
 
 import hashlib
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim import Optimizer
 
 from vaelib import data
 from vaelib.checkpoints import kept, set_aside
@@ -30,127 +29,13 @@ from vaelib.objectives import Annealing, Beta, FreeBits, Objective
 from vaelib.pixelcnn import GatedPixelCNN, PixelCNN, PixelSNAIL
 from vaelib.posteriors import IndependentPosterior, Posterior, SequentialPosterior
 from vaelib.priors import AR1Prior, AuxiliaryPrior, StandardNormal
+from vaelib.settings import DATASETS, Recipe, load
 from vaelib.training import History, adam, decay_late, fit
 from vaelib.vae import ELBO, VAE, WithoutLatents
 
 # Part of every key in the cache. Raise it when a change of the library changes what a recipe
 # gives: every model is then trained again.
 FORMAT = 1
-
-ENCODERS = ("mlp", "anti-causal", "causal", "unrestricted")
-DECODERS = ("mlp", "pixelcnn", "gated", "pixelsnail")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """All that a trained model depends on, apart from the pixels of its data.
-
-    Data
-        data: a name in :data:`DATASETS`.
-        image_shape: shape of one image, (C, H, W).
-        likelihood, levels, mixtures: of a pixel, see :class:`vaelib.autoregressive.PixelModel`.
-
-    Latents
-        latents: ``None``, the decoder alone; d, one vector; ``(H, d)``, one vector for each row.
-        alpha: correlations of an AR(1) prior, one for each of d channels, with the posterior
-            family around its minimiser; empty, a prior N(0, I) and any diagonal Gaussian. All
-            zero is N(0, I) as well, in the family of the others: their exact control.
-        delta: if above 0, the posterior family that commits each latent variable to this many
-            nats against N(0, 1).
-        auxiliary_epochs: if above 0, an LSTM prior is trained afterwards on codes of the training
-            images for so long, and takes the prior's slot.
-
-    Networks
-        encoder: "mlp"; "anti-causal", "causal" or "unrestricted", a convolutional one for rows.
-        encoder_size: hidden units of the MLP, or channels.
-        encoder_layers, encoder_kernel: of the convolutional encoder.
-        decoder: "mlp", "pixelcnn", "gated" or "pixelsnail".
-        hidden: units of the MLP decoder.
-        channels, layers, kernel, first_kernel: of the pixel model; a PixelSNAIL takes ``layers``
-            as its residual blocks before each attention and has no kernels to choose.
-        blocks, heads, dropout: of a PixelSNAIL.
-        inject, position, context: how z and the position enter a pixel model.
-
-    Objective, at most one of the three
-        beta: price of the rate.
-        annealing_epochs: epochs in which the price rises from 0 to 1.
-        free_bits, free_bits_group: nats free of charge for each group, and what a group is.
-
-    Training
-        epochs, batch_size, seed: as in :func:`vaelib.training.fit`.
-        lr: step size of Adam, in a straight line to 0 over the second half.
-
-    Raises:
-        ValueError: settings that are unknown, out of range, or do not fit each other.
-
-    >>> Recipe(latents=(14, 2), alpha=(0.5, 0.9))  # a δ-VAE for small digits
-    """
-
-    data: str = "digits14"
-    image_shape: tuple[int, int, int] = (1, 14, 14)
-    likelihood: str = "bernoulli"
-    levels: int = 256
-    mixtures: int = 10
-
-    latents: int | tuple[int, int] | None = None
-    alpha: tuple[float, ...] = ()
-    delta: float = 0.0
-    auxiliary_epochs: int = 0
-
-    encoder: str = "unrestricted"
-    encoder_size: int = 16
-    encoder_layers: int = 2
-    encoder_kernel: int = 3
-
-    decoder: str = "gated"
-    hidden: int = 300
-    channels: int = 16
-    layers: int = 3
-    kernel: int = 5
-    first_kernel: int = 5
-    blocks: int = 1
-    heads: int = 1
-    dropout: float = 0.0
-    inject: str = "bias"
-    position: bool = True
-    context: int = 16
-
-    beta: float = 1.0
-    annealing_epochs: int = 0
-    free_bits: float = 0.0
-    free_bits_group: str = "total"
-
-    epochs: int = 6
-    batch_size: int = 25
-    lr: float = 5e-3
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("image_shape", "latents", "alpha"):
-            if isinstance(getattr(self, name), list):  # equal recipes must have equal hashes
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        _check_recipe(self)
-
-    @property
-    def label(self) -> str:
-        """A short name for progress lines and files."""
-        if self.latents is None:
-            return f"{self.decoder}, no latents"
-        size = "×".join(map(str, self._latent_shape))
-        extras = {
-            "α": "…".join(f"{a:g}" for a in sorted({*self.alpha[:1], *self.alpha[-1:]})),
-            "δ": self.delta and f"{self.delta:g}",
-            "β": self.beta != 1 and f"{self.beta:g}",
-            "annealed": self.annealing_epochs,
-            "free bits": self.free_bits and f"{self.free_bits:g}",
-            "auxiliary": self.auxiliary_epochs,
-        }
-        shown = [f"{name} {value}" for name, value in extras.items() if value]
-        return ", ".join([self.decoder, f"z {size}", self.encoder, *shown])
-
-    @property
-    def _latent_shape(self) -> tuple[int, ...]:
-        return (self.latents,) if isinstance(self.latents, int) else tuple(self.latents or ())
 
 
 def build(recipe: Recipe) -> VAE | WithoutLatents:
@@ -172,35 +57,18 @@ def objective(recipe: Recipe, images: int) -> Objective | None:
     return None if recipe.beta == 1 else Beta(recipe.beta)
 
 
-class Dataset(NamedTuple):
-    """Where images come from, and what is done to each training batch."""
+def auxiliary(recipe: Recipe, vae: VAE) -> tuple[Callable[..., ELBO], Optimizer]:
+    """Put an untrained LSTM into the prior's slot -> the step that trains it, and its optimiser.
 
-    load: Callable[[], Images]
-    transform: Callable[[Tensor], Tensor] | None = None
+    For :func:`vaelib.training.fit`; encoder and decoder stay as they are.
+    """
+    vae.prior = _auxiliary_prior(recipe)
 
+    def step(model, x, optimizer, backward):
+        rate = auxiliary_prior_step(vae, vae.prior, x, optimizer, backward)
+        return ELBO(torch.zeros_like(rate), rate)
 
-def small_digits() -> Images:
-    """The 5,000 embedded digits, 14 × 14 and black or white: 2×2 averages above one half."""
-    digits = data.mnist("5k")
-    train, test = (data.binarize(data.downsample(x)) for x in (digits.train, digits.test))
-    return digits._replace(train=train, test=test)
-
-
-def drawn_digits() -> Images:
-    """All of MNIST; the test pixels drawn once, the training pixels for :func:`draw` to draw."""
-    digits = data.mnist("full")
-    generator = torch.Generator().manual_seed(0)
-    return digits._replace(test=data.binarize(digits.test, "bernoulli", generator))
-
-
-draw = partial(data.binarize, method="bernoulli")
-
-DATASETS = {"digits14": Dataset(small_digits), "mnist": Dataset(drawn_digits, draw)}
-
-
-def load(recipe: Recipe) -> Images:
-    """The images of the recipe."""
-    return DATASETS[recipe.data].load()
+    return step, adam(vae.prior.parameters(), lr=recipe.lr)
 
 
 def trained(
@@ -266,13 +134,7 @@ def _train(recipe: Recipe, images: Images, part: Path | None, progress: bool) ->
 
 def _train_auxiliary(recipe: Recipe, vae: VAE, images: Images, progress: bool) -> dict:
     """The model with an LSTM in the prior's slot, trained on codes of the training images."""
-    vae.prior = _auxiliary_prior(recipe)
-
-    def step(model, x, optimizer, backward):
-        rate = auxiliary_prior_step(vae, vae.prior, x, optimizer, backward)
-        return ELBO(torch.zeros_like(rate), rate)
-
-    optimizer = adam(vae.prior.parameters(), lr=recipe.lr)
+    step, optimizer = auxiliary(recipe, vae)
     epochs = recipe.auxiliary_epochs
     return _fit(vae, recipe, images, progress, epochs=epochs, step=step, optimizer=optimizer)
 
@@ -389,47 +251,3 @@ def _auxiliary_prior(recipe: Recipe) -> AuxiliaryPrior:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         return AuxiliaryPrior(recipe.latents[1], recipe.latents[0])
-
-
-def _check_recipe(recipe: Recipe) -> None:
-    choices = {"data": tuple(DATASETS), "encoder": ENCODERS, "decoder": DECODERS}
-    for name, known in choices.items():
-        if getattr(recipe, name) not in known:
-            raise ValueError(f"expected {name} in {known}, got {getattr(recipe, name)!r}")
-    for field in fields(recipe):
-        value = getattr(recipe, field.name)
-        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"expected a finite {field.name} >= 0, got {value}")
-    for name in ("epochs", "batch_size", "lr"):
-        if not getattr(recipe, name) > 0:
-            raise ValueError(f"expected {name} > 0, got {getattr(recipe, name)}")
-    if not 0 <= recipe.annealing_epochs <= recipe.epochs or recipe.auxiliary_epochs < 0:
-        raise ValueError(
-            f"expected 0 <= annealing_epochs <= {recipe.epochs} and auxiliary_epochs >= 0, "
-            f"got {recipe.annealing_epochs} and {recipe.auxiliary_epochs}"
-        )
-    if (recipe.beta != 1) + bool(recipe.annealing_epochs) + bool(recipe.free_bits) > 1:
-        raise ValueError("expected at most one of beta, annealing_epochs and free_bits")
-    _check_latents(recipe)
-
-
-def _check_latents(recipe: Recipe) -> None:
-    rows = isinstance(recipe.latents, tuple)
-    if recipe.latents is None and recipe.decoder == "mlp":
-        raise ValueError("expected latents for an MLP decoder, got None")
-    if recipe.decoder == "mlp" and recipe.likelihood != "bernoulli":
-        raise ValueError(f"expected a Bernoulli MLP decoder, got {recipe.likelihood!r}")
-    needs_rows = recipe.alpha or recipe.auxiliary_epochs or recipe.encoder != "mlp"
-    if needs_rows and recipe.latents is not None and not rows:
-        raise ValueError(
-            "expected latents (H, d) for alpha, an auxiliary prior or a convolutional encoder, "
-            f"got {recipe.latents}"
-        )
-    if rows and recipe.latents[0] != recipe.image_shape[1]:
-        raise ValueError(f"expected {recipe.image_shape[1]} rows, got latents {recipe.latents}")
-    if recipe.alpha and (recipe.latents is None or len(recipe.alpha) != recipe.latents[1]):
-        raise ValueError(f"expected one alpha for each of d channels, got {recipe.alpha}")
-    if recipe.alpha and recipe.delta:
-        raise ValueError(f"expected alpha or delta, got {recipe.alpha} and {recipe.delta}")
-    if recipe.auxiliary_epochs and recipe.latents is None:
-        raise ValueError("expected latents for an auxiliary prior, got None")

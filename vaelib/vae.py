@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from vaelib.distributions import kl_terms
+from vaelib.distributions import check_batch, kl_terms
 
 
 class ELBO(NamedTuple):
@@ -95,6 +95,7 @@ class VAE(nn.Module):
             raise ValueError(f"expected samples >= 1, got {samples}")
         if estimator not in ("auto", "A", "B"):
             raise ValueError(f"expected estimator 'auto', 'A' or 'B', got {estimator!r}")
+        check_batch(x)
         q, p = self.encoder(x), self.prior()
         _check("batch of prior()", p.batch_shape, ())
         _check("event of encoder(x)", q.event_shape, p.event_shape)
@@ -155,6 +156,7 @@ class WithoutLatents(nn.Module):
 
     def elbo(self, x: Tensor, samples: int = 1, split: bool = False) -> ELBO | SplitELBO:
         """ELBO(−log p(x), 0), each ``(B,)`` nats; there is nothing to draw and nothing to split."""
+        check_batch(x)
         likelihood = self.decoder()
         _check("batch of decoder()", likelihood.batch_shape, ())
         distortion = -likelihood.log_prob(x)

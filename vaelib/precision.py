@@ -1,0 +1,27 @@
+"""Where half precision ends: networks may run in it, log probabilities may not.
+
+bfloat16 has 8 significant bits: a bound near 80 nats would be rounded to a multiple of one half.
+float16 ends at 65,504: an exponential or a sum over pixels overflows. So what a network puts out
+is brought to float32 before it becomes a distribution.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def precise(x: Tensor) -> Tensor:
+    """At least float32: half precision is widened, all else comes back as it is."""
+    return x.float() if x.dtype in HALVES else x
+
+
+def in_full(score: Callable[..., Tensor], features: Tensor, *rest) -> Tensor:
+    """``score(features, *rest)``, in float32 where autocast would compute it in half precision."""
+    device = features.device.type
+    if not torch.is_autocast_enabled(device):
+        return score(features, *rest)
+    with torch.autocast(device, enabled=False):
+        return score(precise(features), *rest)
