@@ -81,7 +81,8 @@ def test_what_is_not_planned_is_there():
     for number, title, planned in rows_of_readme():
         assert planned == (number not in written), f"{number:02d} {title}: planned is {planned}"
         if not planned:
-            assert written[number] == f"{number:02d}_{title.replace(' ', '_')}.ipynb".lower()
+            name = re.sub("[ -]", "_", f"{number:02d} {title}.ipynb").lower()
+            assert written[number] == name
 
 
 def test_chapters_cover_the_course_once():
