@@ -148,10 +148,10 @@ plotting.save_figure(figure, "00_course_map")
 plt.show()
 planned = [number for number, *_ in COURSE if number not in written]
 print("written:", *(f"{number:02d}" for number in written))
-print("planned:", *(f"{number:02d}" for number in planned))
+print("planned:", " ".join(f"{number:02d}" for number in planned) or "nothing more")
 
 # %% [markdown]
-# *What to see.* Blue is the encoder, green the prior, orange the decoder; these colours mean the same in every picture of the course. A pale stop is one that is planned and not written yet: the cell looks into the folder of this notebook to find out. You can walk the path in order, which is how it is meant, or jump. Each notebook says at its top what it needs.
+# *What to see.* Blue is the encoder, green the prior, orange the decoder; these colours mean the same in every picture of the course. You can walk the path in order, which is how it is meant, or jump. Each notebook says at its top what it needs.
 
 # %% [markdown]
 # ## 4. Is your computer ready?
