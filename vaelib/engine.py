@@ -4,6 +4,7 @@ The engine is Lightning Fabric: it is an ordinary object without global state, s
 different devices and precisions can live side by side in one notebook, and the loop stays ours.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,7 +63,14 @@ def engine(precision: str = "32-true", accelerator: str | None = None) -> Fabric
         precision=precision,
     )
     fabric.launch()
+    atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """A process group whose threads nobody joins aborts its process at the end, now and then."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def same_weights(model: nn.Module, fabric: Fabric) -> None:
