@@ -241,7 +241,9 @@ from sklearn.preprocessing import StandardScaler
 def probe(codes):
     """Share of digits read from codes (N, …) that the classifier was not trained on."""
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    return cross_val_score(classifier, codes.flatten(1).double(), labels, cv=5).mean()
+    return cross_val_score(
+        classifier, codes.flatten(1).double().numpy(), labels.numpy(), cv=5
+    ).mean()
 
 
 torch.manual_seed(SEED)

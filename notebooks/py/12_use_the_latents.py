@@ -196,7 +196,9 @@ plt.show()
 # %%
 def agreement(x):
     """Share of pairs of drawings ``(drawings, z, …)`` with one label: of one z, of two z."""
-    named = torch.from_numpy(classifier.predict(x.flatten(0, 1).flatten(1))).view(x.shape[:2])
+    named = torch.from_numpy(classifier.predict(x.flatten(0, 1).flatten(1).numpy())).view(
+        x.shape[:2]
+    )
     votes = torch.nn.functional.one_hot(named, 10).sum(0).double()  # (z, 10)
     count, zs = named.shape
     same = ((votes**2).sum() - count * zs) / (count * (count - 1) * zs)
@@ -206,13 +208,15 @@ def agreement(x):
 
 from sklearn.svm import SVC
 
-classifier = SVC(C=5.0).fit(train.flatten(1), train_labels)
+classifier = SVC(C=5.0).fit(train.flatten(1).numpy(), train_labels.numpy())
 named = {name: agreement(x) for name, x in drawn.items()}
 columns = ["same label, one z", "same label, two z", "label of the image"]
 classes = pd.DataFrame(named, index=columns).T
 
 # %% tags=["nbval-ignore-output"]
-print(f"the classifier on real test images: {classifier.score(test.flatten(1), labels):.2f}")
+print(
+    f"the classifier on real test images: {classifier.score(test.flatten(1).numpy(), labels.numpy()):.2f}"
+)
 classes.assign(**{"fixed by z": fixed}).round(2)
 
 # %% [markdown]
@@ -369,7 +373,9 @@ along = {}
 for name in ("δ-VAE", "free bits"):
     z = walk(models[name], test[start], test[end])["noise kept"]
     x = torch.stack([models[name].decoder(step).sample((2,)) for step in z])  # (steps, 2, B, …)
-    seen = torch.from_numpy(classifier.predict(x.flatten(0, 2).flatten(1))).view(x.shape[:3])
+    seen = torch.from_numpy(classifier.predict(x.flatten(0, 2).flatten(1).numpy())).view(
+        x.shape[:3]
+    )
     along[name] = [(seen == labels[which]).double().mean((1, 2)) for which in (start, end)]
 
 # %%
@@ -410,11 +416,13 @@ def choose(count, seed):
 
 def probe_curve(codes, test_codes):
     """Accuracy on the test codes, ``(numbers of labels, repeats)``."""
-    codes, test_codes = codes.flatten(1).double(), test_codes.flatten(1).double()
+    codes, test_codes = (z.flatten(1).double().numpy() for z in (codes, test_codes))
     linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     chosen = [[choose(count, seed) for seed in range(REPEATS)] for count in COUNTS]
-    fit = lambda rows: linear.fit(codes[rows], train_labels[rows])  # noqa: E731
-    return np.array([[fit(rows).score(test_codes, labels) for rows in line] for line in chosen])
+    fit = lambda rows: linear.fit(codes[rows], train_labels.numpy()[rows])  # noqa: E731
+    return np.array(
+        [[fit(rows).score(test_codes, labels.numpy()) for rows in line] for line in chosen]
+    )
 
 
 # %%
