@@ -45,7 +45,7 @@ from vaelib.plotting import COLORS
 from vaelib.priors import StandardNormal
 from vaelib.training import fit
 
-SEED = 0  # the claims at the end hold for any seed: try another
+SEED = 0  # the claims at the end held for every seed that we tried: try another
 torch.set_default_dtype(torch.float64)  # we will compare with exact answers, to rounding
 torch.set_num_threads(1)  # for networks this small, sharing the work costs more than doing it
 

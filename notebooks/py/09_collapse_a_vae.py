@@ -37,7 +37,7 @@ from vaelib.plotting import COLORS
 from vaelib.recipes import Recipe, build, load, trained
 from vaelib.vae import ELBO
 
-SEED = 0  # the claims at the end hold for any seed: try another
+SEED = 0  # the claims at the end held for every seed that we tried: try another
 torch.manual_seed(SEED)
 torch.set_num_threads(1)  # networks this small gain nothing from a second one
 plotting.use_style()
