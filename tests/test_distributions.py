@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Independent, Laplace, Normal, kl_divergence
 
-from vaelib.distributions import DiagNormal, GreyBernoulli, PixelBernoulli
+from vaelib.distributions import AR1, DiagNormal, GreyBernoulli, PixelBernoulli
 
 
 def normals(batch, event, seed=0):
@@ -163,3 +163,35 @@ def test_logits_that_are_not_finite_are_refused(value):
     logits[1, 0, 2, 2] = value
     with pytest.raises(ValueError, match="expected finite logits"):
         PixelBernoulli(logits)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "value"),
+    [
+        (PixelBernoulli(torch.zeros(1, 3, 3)), torch.full((2, 1, 3, 3), 255.0)),
+        (DiagNormal(torch.zeros(3), torch.ones(3)), torch.full((2, 3), float("nan"))),
+        (AR1(torch.tensor([0.5]), 3), torch.full((2, 3, 1), float("nan"))),
+    ],
+)
+def test_expanded_distributions_still_look_at_values(distribution, value):
+    wide = distribution.expand((2,))
+    for one in (distribution, wide, wide.expand((2,))):
+        with pytest.raises(ValueError):
+            one.log_prob(value)
+
+
+@pytest.mark.parametrize(
+    ("loc", "scale", "message"),
+    [
+        (float("nan"), 1.0, "expected loc that is a number everywhere, got nan"),
+        (0.0, 0.0, "expected scale > 0, got 0.0"),
+        (0.0, -1.0, "expected scale > 0, got -1.0"),
+        (0.0, float("nan"), "expected scale > 0, got nan"),
+    ],
+)
+def test_one_bad_parameter_among_many_is_found(loc, scale, message):
+    locs, scales = torch.zeros(4, 5), torch.ones(4, 5)
+    locs[2, 3], scales[1, 4] = loc, scale
+    with pytest.raises(ValueError, match=message):
+        DiagNormal(locs, scales)
+    DiagNormal(locs, scales, validate_args=False)

@@ -21,9 +21,7 @@ ROOMS = sorted(path for path in (ROOT / "vaelib").glob("*.py") if path.stem != "
 FLOOR = {
     # The cellar: pieces of rooms above that are ideas of their own.
     **dict.fromkeys(["faces", "noise", "precision"], -1),
-    **dict.fromkeys(
-        ["data", "scaling", "networks", "pixels", "graphs", "hmc", "plotting", "files"], 0
-    ),
+    **dict.fromkeys("data scaling networks pixels graphs hmc plotting files exercises".split(), 0),
     **dict.fromkeys(["distributions", "autoregressive"], 1),
     "posteriors": 1.5,  # a landing: the families that encoders end in
     **dict.fromkeys(["encoders", "priors", "decoders", "pixelcnn"], 2),

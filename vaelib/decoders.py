@@ -44,7 +44,8 @@ class BernoulliMLP(nn.Module):
     def forward(self, z: Tensor) -> PixelBernoulli:
         """The likelihood p(x|z) for each z."""
         logits = self.network(flatten_events(z, self.latents, "z"))  # (*batch, pixels)
-        return PixelBernoulli(logits.unflatten(-1, self.image_shape), len(self.image_shape))
+        logits = logits.view(*logits.shape[:-1], *self.image_shape)
+        return PixelBernoulli(logits, len(self.image_shape))
 
 
 class GaussianMLP(nn.Module):

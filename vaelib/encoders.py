@@ -48,7 +48,8 @@ class MLPEncoder(nn.Module):
     def forward(self, x: Tensor) -> DiagNormal:
         """The posterior q(z|x) of each image."""
         pixels = flatten_events(x, self.image_shape)  # (*batch, pixels)
-        return self.posterior(self.network(pixels).unflatten(-1, self.posterior.raw_shape))
+        raw = self.network(pixels)
+        return self.posterior(raw.view(*raw.shape[:-1], *self.posterior.raw_shape))
 
 
 class AntiCausalEncoder(nn.Module):

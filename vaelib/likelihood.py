@@ -32,7 +32,7 @@ def importance_sampled(
         x: images ``(B, *image_shape)``.
         samples: number of importance samples K per image.
         chunk: at most so many (image, sample) pairs are decoded at once, which bounds the
-            memory; by default as many as make two million pixels.
+            memory; by default as many as make one million pixels.
 
     A posterior q(z|x) narrower than the true one can give the weights an infinite variance: the
     estimate then converges slowly and its spread tells little.
@@ -41,7 +41,7 @@ def importance_sampled(
         ValueError: fewer than one sample or a chunk below one.
     """
     check_batch(x)
-    chunk = max(1, 2_000_000 // x[0].numel()) if chunk is None else chunk
+    chunk = max(1, 1_000_000 // x[0].numel()) if chunk is None else chunk
     if samples < 1 or chunk < 1:
         raise ValueError(f"expected samples >= 1 and chunk >= 1, got {samples} and {chunk}")
     per_image = min(samples, chunk)

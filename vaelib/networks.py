@@ -38,7 +38,7 @@ class MLP(nn.Sequential):
         super().__init__(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        check_dtype(x, self[0].weight)
+        check_dtype(x, next(iter(self)).weight)  # self[0] takes longer than the check
         return super().forward(x)
 
 

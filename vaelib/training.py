@@ -183,7 +183,8 @@ def fit(
                     for batch in run.remaining_batches():
                         if schedule is not None:
                             run.scale_step_size(schedule(run.update / updates))
-                        update(train[batch.to(train.device)].to(fabric.device))
+                        images = train.index_select(0, batch.to(train.device))
+                        update(images.to(fabric.device))
                         bar.update()
                         if run.update % 20 == 0:
                             bar.set_postfix_str(f"bound {run.mean_bound():.1f} nats", refresh=False)

@@ -39,7 +39,7 @@ from vaelib.encoders import MLPEncoder
 from vaelib.plotting import COLORS
 from vaelib.priors import StandardNormal
 
-SEED = 0  # every claim at the end holds for any seed: try another
+SEED = 0  # the claims at the end held for every seed that we tried: try another
 torch.manual_seed(SEED)
 plotting.use_style()
 print(scaling.describe())
@@ -386,25 +386,12 @@ print("The environment is sound. Welcome!")
 #
 # Exercises work the same way everywhere. A cell has a `...` where your answer goes, and it runs even before you fill it in. When you run it, it prints your answer beside the true one and says `correct` or `not yet`. Try for ten minutes before you look: solutions, with reasons, are in `notebooks/solutions/`, under the name of the notebook.
 
-
-# %%
-def check(yours, true):
-    """Print your answer beside the true one; numbers or tensors, to 1e-4."""
-    true = torch.as_tensor(true, dtype=torch.float32).flatten()
-    rounded = [round(value, 2) for value in true.tolist()]
-    if yours is ...:
-        print(f"yours: not answered yet | true: {rounded}")
-        return
-    yours = torch.as_tensor(yours, dtype=torch.float32).flatten()
-    correct = yours.shape == true.shape and torch.allclose(yours, true, rtol=0, atol=1e-4)
-    print(f"yours: {[round(value, 2) for value in yours.tolist()]} | true: {rounded} |", end=" ")
-    print("correct" if correct else "not yet")
-
-
 # %% [markdown]
 # **1. Nats and bits.** A code has a rate of 6 nats. How many bits is that? (How many *different* images could a code of so many bits tell apart, if it had no noise?)
 
 # %%
+from vaelib.exercises import check
+
 bits = ...  # your answer, from 6 nats
 
 check(bits, torch.tensor(6.0) / torch.tensor(2.0).log())

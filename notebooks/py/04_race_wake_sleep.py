@@ -672,19 +672,8 @@ assert math.isfinite(gain)
 #
 # **1. Moment matching.** Show that among all Gaussians, $\mathrm{KL}(p\|q)$ is least for the one with the mean and the variance of $p$. (Write $-\mathbb E_p[\log q]$ as a function of $m$ and $s^2$ and set its derivatives to zero.) What standard deviation does sleep's optimum have, if the posterior is $\tfrac12 \mathcal N(-2, 0.5^2) + \tfrac12 \mathcal N(2, 0.5^2)$?
 
-
 # %%
-def check(yours, true, tolerance=1e-3):
-    """Print your answer beside the true one; numbers or sequences of numbers."""
-    true = torch.as_tensor(true, dtype=torch.float64).flatten()
-    shown = [round(value, 3) for value in true.tolist()]
-    if yours is ...:
-        print("yours: not answered yet | true:", shown)
-        return
-    yours = torch.as_tensor(yours, dtype=torch.float64).flatten()
-    right = yours.shape == true.shape and torch.allclose(yours, true, rtol=0, atol=tolerance)
-    print("yours:", [round(v, 3) for v in yours.tolist()], "| true:", shown, "|", right)
-
+from vaelib.exercises import check
 
 width = ...  # exercise 1: one number
 halves = [Normal(centre, 0.5).log_prob(GRID).exp() / 2 for centre in (-2.0, 2.0)]

@@ -897,18 +897,8 @@ assert all(found.values())
 #
 # **2. Another resonance.** A posterior is $\mathcal N(0, \sigma^2)$ with $\sigma = 0.5$. You use *eight* leapfrog steps and no jitter. Which step size makes the chain stand still, after one turn? (Start from the turn of a leapfrog step in the round bowl, and rescale.)
 
-
 # %%
-def check(yours, true):
-    """Print your answer beside the true one; numbers or tensors, to one part in a million."""
-    true = torch.as_tensor(true, dtype=torch.float64).flatten()
-    if yours is ...:
-        print("yours: not answered yet | true:", [round(value, 3) for value in true.tolist()])
-        return
-    yours = torch.as_tensor(yours, dtype=torch.float64).flatten()
-    correct = yours.shape == true.shape and torch.allclose(yours, true, rtol=1e-6, atol=1e-6)
-    print("yours:", [round(v, 3) for v in yours.tolist()], "| correct" if correct else "| not yet")
-
+from vaelib.exercises import check
 
 chain = ...  # your answer: two numbers (leapfrog steps of a chain, updates between visits)
 check(chain, [2000, 2500])

@@ -644,19 +644,8 @@ assert falling and ends and near and digit_eigenvalues[0] < 10
 #
 # **1. Find the noise in the loss.** Someone trains with `loss = weight * F.mse_loss(x_hat, x) + kl`, the mean running over all `D` pixels of one image. Which noise variance is that? And which weight makes $\sigma^2 = 0.01$ for images of $28 \times 28$?
 
-
 # %%
-def check(yours, true, tolerance=1e-6):
-    """Print your answer beside the true one; numbers or tensors."""
-    true = torch.as_tensor(true).double().flatten()
-    shown = [round(value, 3) for value in true.tolist()]
-    if yours is ...:
-        print("yours: not answered yet | true:", shown)
-        return
-    yours = torch.as_tensor(yours).double().flatten()
-    correct = yours.shape == true.shape and torch.allclose(yours, true, rtol=0, atol=tolerance)
-    mine = [round(value, 3) for value in yours.tolist()]
-    print("yours:", mine, "| true:", shown, "|", "correct" if correct else "not yet")
+from vaelib.exercises import check
 
 
 def noise_variance(weight, pixels):
@@ -696,7 +685,7 @@ def measured_rate(noise):
 
 answers = [rate_in_parts(6.0, noise) for noise in (0.5, 2.0, 5.0)]
 true = torch.cat([measured_rate(noise) for noise in (0.5, 2.0, 5.0)])
-check(... if answers[0] is ... else answers, true)
+check(answers, true)
 
 # %% [markdown]
 # **4. β is the noise.** Train with distortion $+\ \beta \cdot$ rate at noise variance $\sigma^2$. Which squared length has the column of $W$ for a direction with eigenvalue $\lambda$? The check trains.
@@ -720,7 +709,7 @@ def trained_lengths(noise, beta):
 
 
 answers = [squared_length(eigenvalue, 0.4, 3.0) for eigenvalue in EIGENVALUES[:LATENTS].tolist()]
-check(... if answers[0] is ... else answers, trained_lengths(0.4, 3.0), tolerance=0.01)
+check(answers, trained_lengths(0.4, 3.0), tolerance=0.01)
 
 # %% [markdown]
 # **5. How fast is the escape?** At total collapse ($W = 0$, $V = 0$, $s = 1$) the bound curves upwards along the direction of the largest eigenvalue. Let the decoder's weight there be $w$ and the encoder's $v$, both small. Show that the bound gains

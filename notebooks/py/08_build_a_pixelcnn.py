@@ -741,26 +741,15 @@ assert bit_for_bit and same_halves and faster and grows
 #
 # **1. Bits per pixel.** Papers report bits per pixel (for colour: per channel). Convert nats per image.
 
-
 # %%
-def check(yours, true, tolerance=1e-6):
-    """Print your answer beside the true one; numbers or tensors."""
-    true = torch.as_tensor(true).double().flatten()
-    shown = [round(value, 3) for value in true.tolist()]
-    if yours is ...:
-        print("yours: not answered yet | true:", shown)
-        return
-    yours = torch.as_tensor(yours).double().flatten()
-    correct = yours.shape == true.shape and torch.allclose(yours, true, rtol=0, atol=tolerance)
-    mine = [round(value, 3) for value in yours.tolist()]
-    print("yours:", mine, "| true:", shown, "|", "correct" if correct else "not yet")
+from vaelib.exercises import check
 
 
 def bits_per_pixel(nats, pixels):
     return ...  # your formula
 
 
-check(bits_per_pixel(81.5, pixels=784), 0.149974, tolerance=1e-5)
+check(bits_per_pixel(81.5, pixels=784), 0.149974)
 
 # %% [markdown]
 # **2. How deep?** A Gated PixelCNN has a first layer of kernel size $f$ and $L$ further layers of size $k$. Of the pixel in the lower right corner of an $n \times n$ image we want every pixel before to be seen. How many further layers are needed at least? A layer reaches as far as its radius, $(k-1)/2$, upwards and to the sides. The check asks the gradient.
@@ -800,7 +789,7 @@ for place in [(0, 3), (2, 1), (6, 0)]:
     kinds = kinds_of(influence(deep().pixel_log_prob, place, (7, 7)), place)
     true.append((kinds == BLIND).sum().item())
 answers = [blind_pixels(i, j, 7) for i, j in [(0, 3), (2, 1), (6, 0)]]
-check(... if answers[0] is ... else answers, true)
+check(answers, true)
 
 # %% [markdown]
 # **4. A detector of leaks.** Write a function that takes `pixel_log_prob` and says whether any pixel of a $5\times5$ image uses its future, or another image of the batch. Three networks are waiting. One is sound. One feeds $h$ back into $v$. One is sound in all its masks, and has a BatchNorm. Which of them would you have suspected?
@@ -826,7 +815,7 @@ def leaks(pixel_log_prob):
 
 
 answers = [leaks(by_pixel(suspect.double().train())) for suspect in suspects]
-check(... if answers[0] is ... else answers, [False, True, True])
+check(answers, [False, True, True])
 
 # %% [markdown]
 # **5. Temperature.** Samples look cleaner if every pixel is drawn from $p(x_i|x_{<i})^{1/T}$, normalised, with $T < 1$. Is the result the same as drawing whole images from $p(x)^{1/T}$, normalised? Write the first as a function of `log_p` and `log_other`, the log probabilities $\log p(x_i | x_{<i})$ of each pixel's value and of the opposite value, both $(512, 3, 3)$. The cell computes the total variation distance $\frac12\sum_x |p_1(x) - p_2(x)|$ of the two. Is it zero? Why not?

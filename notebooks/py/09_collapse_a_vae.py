@@ -637,16 +637,8 @@ assert trap > 0.1
 #
 # **1. The coin.** Write distortion + rate of the coin of section 3, in nats, from its two formulas. (You may check that it is $\ln 2 + \mathrm{KL}$.) What does an encoder with $\varepsilon = 0.1$ cost beside a decoder that does not listen, $\delta = 0.5$? How much of it is the rate?
 
-
 # %%
-def check(yours, true, tolerance=1e-3):
-    """Print your answer beside the true one."""
-    verdict = "not answered yet"
-    if yours is not ...:
-        verdict = f"{float(yours):.4f} | " + (
-            "correct" if abs(yours - true) <= tolerance else "not yet"
-        )
-    print(f"true: {float(true):.2f} | yours: {verdict}")
+from vaelib.exercises import check
 
 
 def price(flip, doubt):
@@ -692,7 +684,7 @@ torch.manual_seed(0)
 copy = VAE(Copy(), nn.Identity(), nn.Identity())
 estimate = diagnostics.mutual_information(copy, 2.0 * torch.randn(2000, 2))
 print("the estimate is within 0.1 nats of 1.02:", abs(estimate - 1.02) < 0.1)
-check(channel(2.0, 1.5, 2), torch.tensor(1.0217))
+check(channel(2.0, 1.5, 2), 1.0217, tolerance=1e-3)
 
 # %% [markdown]
 # **4. Undo a collapse.** Take the collapsed model, keep its decoder, and train only a new encoder against it. Can any encoder make this model use its latents? Argue first, with the identity of section 3, then look at the shuffle test: what does the decoder do with the code of another image?

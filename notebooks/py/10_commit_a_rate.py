@@ -622,18 +622,8 @@ assert cost > 1.5 and regained > 1 and level
 #
 # **2. A budget.** A text model has one latent vector for each of 24 words, with two channels of the same $\alpha$, and is to be committed to 10 nats in all. Which $\alpha$? (`delta` grows with $\alpha$: halve an interval, or use `scipy.optimize.brentq`.)
 
-
 # %%
-def check(yours, true):
-    """Print your answer beside the true one; numbers or tensors, to 1e-4."""
-    true = torch.as_tensor(true, dtype=torch.float64).flatten()
-    if yours is ...:
-        print("yours: not answered yet | true:", [round(value, 3) for value in true.tolist()])
-        return
-    yours = torch.as_tensor(yours, dtype=torch.float64).flatten()
-    correct = yours.shape == true.shape and torch.allclose(yours, true, rtol=0, atol=1e-4)
-    print("yours:", [round(v, 3) for v in yours.tolist()], "| correct" if correct else "| not yet")
-
+from vaelib.exercises import check
 
 two_scales = ...  # your answer: the smaller and the larger σ
 check(two_scales, [0.3982390, 1.7737512])

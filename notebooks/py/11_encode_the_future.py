@@ -745,18 +745,8 @@ assert share["causal"] > 0.7 and share["anti-causal"] < 0.5 and worse > 0.3
 #
 # **2. Depth in place of the running mean.** Leave the running mean out. How many gated layers of kernel 3 does an encoder with a first kernel of 3 need at least, so that $z_1$ sees all of 14 rows? And of 28? (Each convolution reaches how many rows up?)
 
-
 # %%
-def check(yours, true):
-    """Print your answer beside the true one; numbers, to 1e-4."""
-    true = torch.as_tensor(true, dtype=torch.float64).flatten()
-    if yours is ...:
-        print("yours: not answered yet | true:", [round(value, 3) for value in true.tolist()])
-        return
-    yours = torch.as_tensor(yours, dtype=torch.float64).flatten()
-    correct = yours.shape == true.shape and torch.allclose(yours, true, rtol=0, atol=1e-4)
-    print("yours:", [round(v, 3) for v in yours.tolist()], "| correct" if correct else "| not yet")
-
+from vaelib.exercises import check
 
 news_and_nats = (
     ...

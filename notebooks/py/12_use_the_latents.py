@@ -684,18 +684,8 @@ assert helps and worse > 0.2 and apart < 1
 #
 # **2. The way through the ball.** The paper's "low" setting has 32 rows of 8 channels. By how many standard deviations does the squared norm half-way between two draws fall short of a typical one, on a straight line? And at which $w$, the first on the way, is the expected squared norm $\tfrac34 D$?
 
-
 # %%
-def check(yours, true):
-    """Print your answer beside the true one; numbers, to 1e-3."""
-    true = torch.as_tensor(true, dtype=torch.float64).flatten()
-    if yours is ...:
-        print("yours: not answered yet | true:", [round(value, 3) for value in true.tolist()])
-        return
-    yours = torch.as_tensor(yours, dtype=torch.float64).flatten()
-    correct = yours.shape == true.shape and torch.allclose(yours, true, rtol=0, atol=1e-3)
-    print("yours:", [round(v, 3) for v in yours.tolist()], "| correct" if correct else "| not yet")
-
+from vaelib.exercises import check
 
 uncorrected = ...  # your answer: the share for 20 drawings, for 2 drawings
 check(uncorrected, [0.0476190, 0.3333333])

@@ -797,21 +797,11 @@ assert torch.equal(*draws) and naive_time > 10 * cached_time
 #
 # **1. Bytes and budgets.** (a) A model reaches 3.77 bits/dim on $32\times32$ colour images. How many bytes does an image take on average, and how many nats is that? (b) A $\delta$-VAE for $64\times64$ colour images has one latent vector for each of the 64 rows, with 16 channels whose $\alpha$ are evenly spaced from 0.5 to $\alpha_{\max}$. It shall be committed to 0.02 bits/dim. Find $\alpha_{\max}$.
 
-
 # %%
-def check(yours, true, tolerance=1e-4):
-    """Print your answer beside the true one; numbers, lists or tensors."""
-    true = torch.as_tensor(true).double().flatten()
-    if yours is ...:
-        print("yours: not answered yet | true:", [round(value, 3) for value in true.tolist()])
-        return
-    yours = torch.as_tensor(yours).double().flatten()
-    correct = yours.shape == true.shape and torch.allclose(yours, true, rtol=0, atol=tolerance)
-    print("yours:", [round(v, 3) for v in yours.tolist()], "| correct" if correct else "| not yet")
-
+from vaelib.exercises import check
 
 bytes_and_nats = ...  # your answer: two numbers
-check(bytes_and_nats, [1447.68, 8027.6425], tolerance=0.01)
+check(bytes_and_nats, [1447.68, 8027.6425])
 alpha_max = ...  # your answer: a number
 check(alpha_max, 0.7571757)
 
@@ -827,7 +817,7 @@ def sum_without_edges(mean, width):
 cases = [(0.0, 0.1), (1.0, 0.1), (1.2, 0.05)]
 true = [plain(LEVELS, *at(*case)).exp().sum().item() for case in cases]
 answers = [sum_without_edges(*case) for case in cases]
-check(... if answers[0] is ... else answers, true)
+check(answers, true)
 
 # %% [markdown]
 # **3. Fewer levels.** Someone reports 1.1 bits/dim, on "5-bit" images whose 256 levels were merged to 32 by dropping the last three bits. Here are probabilities of 256 levels. Compute the bits of the best code for them, and of the best code for the merged levels. How much can merging save at most, and for which distributions does it save all of that?
@@ -864,7 +854,7 @@ def is_distribution(slopes):
 
 
 answers = [is_distribution(slopes) for slopes in suspects]
-check(... if answers[0] is ... else answers, [True, True, False])
+check(answers, [True, True, False])
 
 # %% [markdown]
 # ## Further reading

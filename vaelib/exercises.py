@@ -1,0 +1,59 @@
+"""The check under every exercise of the notebooks: your answer beside the true one."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check(yours, true: float | Tensor | Sequence, tolerance: float = 1e-4) -> None:
+    """Print your answer beside the true one, and whether it is correct.
+
+    Args:
+        yours: a number, a tensor or a sequence of numbers; ``...``, alone or among them, as long as
+            there is no answer.
+        true: what it should be. Only the order of the numbers counts, not the shape around them.
+        tolerance: how far each number may be off, as a share of the true one, in (0, 1).
+
+    Raises:
+        ValueError: a tolerance out of range.
+
+    >>> check(0.6931, math.log(2))
+    yours: 0.6931 | true: 0.6931 | correct
+    >>> check(..., [1, 2, 2.5])
+    yours: not answered yet | true: 1, 2, 2.5
+    """
+    if not 0 < tolerance < 1:
+        raise ValueError(f"expected a tolerance in (0, 1), got {tolerance}")
+    digits = min(4, max(2, round(-math.log10(tolerance))))
+    right = _numbers(true)
+    shown = _shown(right, digits)
+    if yours is ... or (isinstance(yours, (list, tuple)) and any(one is ... for one in yours)):
+        print(f"yours: not answered yet | true: {shown}")
+        return
+    try:
+        answer = _numbers(yours)
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(yours).__name__
+        print(f"yours: not numbers but {kind} | true: {shown} | not yet")
+        return
+    correct = answer.shape == right.shape and torch.allclose(
+        answer, right, rtol=tolerance, atol=0.01 * tolerance
+    )
+    verdict = "correct" if correct else "not yet"
+    print(f"yours: {_shown(answer, digits)} | true: {shown} | {verdict}")
+
+
+def _numbers(values) -> Tensor:
+    """All of them in a row, float64."""
+    if isinstance(values, (list, tuple)):
+        return torch.cat([_numbers(value) for value in values])
+    numbers = torch.as_tensor(values).detach().cpu().flatten()
+    if numbers.is_complex():
+        raise TypeError("expected real numbers")
+    return numbers.double()
+
+
+def _shown(values: Tensor, digits: int) -> str:
+    return ", ".join(f"{float(f'{value:.{digits}g}') + 0.0:g}" for value in values.tolist())
