@@ -25,6 +25,7 @@ from pairs import notebooks, write_notebook
 from PIL import Image
 
 CELL_SECONDS = 1800  # a cell that takes longer hangs
+MOST_COLOURS = 4096  # of a drawing, with all the shades of its edges; a photograph has more
 PROGRESS_BAR = re.compile(r"\d+%\||\d+(it|s|batch)?/s\b|\bit/s|\bs/it")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -45,7 +46,7 @@ def take_warnings(notebook: NotebookNode) -> list[str]:
 
 
 def shrink_pictures(notebook: NotebookNode) -> None:
-    """Store each picture with 128 colours of its own: a third of the size, and no eye sees it."""
+    """Store each drawing with 128 colours of its own: a third of the size, and no eye sees it."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             stored = output.get("data", {}).get("image/png")
@@ -54,8 +55,10 @@ def shrink_pictures(notebook: NotebookNode) -> None:
 
 
 def few_colours(picture: str) -> str:
-    """A PNG in base64 -> the same picture as a PNG with a palette."""
+    """A PNG in base64 -> the same picture as a PNG with a palette; a photograph stays as it is."""
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    if image.getcolors(MOST_COLOURS) is None:
+        return picture
     small = io.BytesIO()
     image.quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
