@@ -256,6 +256,18 @@ def test_estimate_grows_with_the_work():
     assert seconds > 100 * race.estimate(runs, SETS, {"mnist": 1000}, {"mnist": 1000}) / 3
 
 
+def test_estimate_counts_updates_and_looks(monkeypatch):
+    seconds = iter([8.0, 0.5])  # of a thousand samples in both lanes, of a look in both
+    monkeypatch.setattr(race, "_seconds", lambda device, work: next(seconds))
+    runs = [setting(step_sizes=(0.1, 0.01)), setting(step_sizes=(0.02,))]
+    found = race.estimate(runs, SETS, {"mnist": 10_000}, {"mnist": 2000}, workers=2)
+    marks = {*race.schedule(10_000), 2000}
+    early = len([mark for mark in marks if mark <= 2000])
+    updates = 4.0 * (10 + 10 + 2)  # in thousands: two lanes to the end, one for the first stretch
+    looks = 0.25 * (2 * len(marks) + early)
+    assert found == pytest.approx((updates + looks) / 2)
+
+
 def test_data_sets_may_run_for_unlike_times():
     runs = [setting(), setting(images="frey")]
     results = race.race(runs, SETS, {"mnist": 3000, "frey": 2000}, {"mnist": 1000, "frey": 2000})

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -299,18 +299,27 @@ def estimate(
     workers: int = 1,
     device: str | torch.device = "cpu",
 ) -> float:
-    """Seconds that :func:`race` would take, from a thousand samples in every lane."""
-    device = torch.device(device)
+    """Seconds that :func:`race` would take, from a thousand samples and one look in every lane."""
+    device, updates, looks = torch.device(device), 0, 0
     with torch.random.fork_rng():
         lanes = [_lane(s, s.step_sizes[0], images[s.images], device) for s in settings]
         _advance(lanes, UNIT, ())
-        _synchronize(device)
-        start = time.perf_counter()
-        _advance(lanes, 2 * UNIT, ())
-        _synchronize(device)
-    seconds = (time.perf_counter() - start) / max(1, len(lanes) * UNIT)
-    seen = sum(samples[s.images] + (len(s.step_sizes) - 1) * stretch[s.images] for s in settings)
-    return seconds * seen / workers
+        training = _seconds(device, lambda: _advance(lanes, 2 * UNIT, ()))
+        looking = _seconds(device, lambda: [lane.look() for lane in lanes])
+    for setting in settings:
+        count, first = samples[setting.images], stretch[setting.images]
+        marks, others = _marks(count, first), len(setting.step_sizes) - 1
+        updates += count + others * first
+        looks += len(marks) + others * sum(mark <= first for mark in marks)
+    return (training / UNIT * updates + looking * looks) / max(1, len(lanes)) / workers
+
+
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    work()
+    _synchronize(device)
+    return time.perf_counter() - start
 
 
 def save(results: Sequence[Result], path: str | os.PathLike, **facts) -> None:
@@ -377,7 +386,7 @@ def _runs(todo, images, samples, stretch, workers, device) -> Iterator[list[Resu
 
 def _run(group, images: Images, samples: int, stretch: int, device) -> list[Result]:
     """All settings of one data set in step."""
-    start, marks = time.perf_counter(), {*schedule(samples), stretch}
+    start, marks = time.perf_counter(), _marks(samples, stretch)
     with torch.random.fork_rng():
         trials = [[_lane(s, size, images, device) for size in s.step_sizes] for s in group]
         _advance([lane for lanes in trials for lane in lanes], stretch, marks)
@@ -396,6 +405,11 @@ def _run(group, images: Images, samples: int, stretch: int, device) -> list[Resu
         )
         for lane, lanes, rows in zip(chosen, trials, first, strict=True)
     ]
+
+
+def _marks(samples: int, stretch: int) -> set[int]:
+    """After how many samples a lane that runs to the end is evaluated."""
+    return {*schedule(samples), stretch}
 
 
 def _lane(setting: Setting, step_size: float, images: Images, device: torch.device) -> Lane:

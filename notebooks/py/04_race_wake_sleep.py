@@ -395,7 +395,7 @@ print(f"ratio: {cost['wake-sleep'] / cost['aevb']:.1f}")
 #
 # `VAELIB_SCALE=paper VAELIB_RACE_SAMPLES=2000 python notebooks/run.py notebooks/04_race_wake_sleep.ipynb`
 #
-# (It writes its outputs into the notebook; do it in a copy.) At paper scale the notebook first measures a few thousand samples of every run and prints how long the training of this race and of the full one will take; the evaluations come on top. Each finished run is kept in the cache folder under a name that holds its budget: an interrupted race goes on where it was, and a cut run is never taken for a full one. A race that was cut leaves no file in `figures/` and none in `figures/paper/`, and its claims are not judged.
+# (It writes its outputs into the notebook; do it in a copy.) At paper scale the notebook first measures two thousand samples and one evaluation of every run, and prints how long this race and the full one will take. Each finished run is kept in the cache folder under a name that holds its budget: an interrupted race goes on where it was, and a cut run is never taken for a full one. A race that was cut leaves no file in `figures/` and none in `figures/paper/`, and its claims are not judged.
 
 # %%
 FULL = scale(classroom={"mnist": 100_000, "frey": 50_000}, paper=dict.fromkeys(images, 10**8))
@@ -419,7 +419,7 @@ if scaling.current() == "paper":
         race.estimate(everyone, images, *counts, **HOW)
         for counts in ((SAMPLES, STRETCH), (FULL, FIRST))
     )
-    print(f"training will take about {now / 60:.1f} minutes on {HOW['device']};", end=" ")
+    print(f"the race will take about {now / 60:.1f} minutes on {HOW['device']};", end=" ")
     print(f"the full race takes about {whole / 3600:.1f} hours", flush=True)
 tried, *results = race.race(everyone, images, SAMPLES, STRETCH, folder, **HOW)
 by = {(r.setting.images, r.setting.latents, r.setting.method): r for r in results}
