@@ -46,7 +46,7 @@ def take_warnings(notebook: NotebookNode) -> list[str]:
 
 
 def shrink_pictures(notebook: NotebookNode) -> None:
-    """Store each drawing with 128 colours of its own: a third of the size, and no eye sees it."""
+    """Store each drawing with 256 colours of its own: a third of the size, and no eye sees it."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             stored = output.get("data", {}).get("image/png")
@@ -60,7 +60,9 @@ def few_colours(picture: str) -> str:
     if image.getcolors(MOST_COLOURS) is None:
         return picture
     small = io.BytesIO()
-    image.quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    # The widest cover of colours: the usual method gives rare hues, such as thin lines, away.
+    cover, plain = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+    image.quantize(256, method=cover, dither=plain).save(small, "PNG", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
 
 

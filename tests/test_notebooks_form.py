@@ -286,9 +286,18 @@ def test_a_stored_drawing_loses_size_and_nothing_that_an_eye_sees():
     x, y = np.meshgrid(np.linspace(-1, 1, 300), np.linspace(-1, 1, 200))
     height = np.exp(-3 * (x**2 + y**2)) + 0.02 * np.random.default_rng(0).standard_normal(x.shape)
     before, after = stored_picture(np.stack([height, 0.6 * height, 1 - height], -1))
-    assert len(after) < 0.7 * len(before)
-    # 256 steps of one colour map in 128 colours: each is off by a step or two.
-    assert np.abs(pixels_of(after) - pixels_of(before)).mean() < 2
+    assert len(after) < 0.8 * len(before)  # noise is what packs worst
+    assert np.abs(pixels_of(after) - pixels_of(before)).max() < 16
+
+
+def test_rare_colours_of_a_drawing_keep_their_hue():
+    rng = np.random.default_rng(0)
+    drawing = np.ones((200, 300, 3)) * rng.random((200, 300, 1))  # all shades of grey
+    drawing[:, 100:180] = rng.random((200, 80, 1)) * [1, 0.6, 0.2] + [0, 0.2, 0.4]  # a colour map
+    drawing[40, 20:60], drawing[50, 20:60] = (0.84, 0.37, 0.0), (0.0, 0.45, 0.7)  # two thin lines
+    before, after = stored_picture(drawing)
+    assert after != before
+    assert np.abs(pixels_of(after) - pixels_of(before)).max() < 24
 
 
 def test_a_stored_photograph_keeps_its_colours():

@@ -10,6 +10,8 @@ from torch import Tensor
 def check(yours, true: float | Tensor | Sequence, tolerance: float = 1e-4) -> None:
     """Print your answer beside the true one, and whether it is correct.
 
+    As long as there is no answer, the true one is not shown.
+
     Args:
         yours: a number, a tensor or a sequence of numbers; ``...``, alone or among them, as long as
             there is no answer.
@@ -22,16 +24,16 @@ def check(yours, true: float | Tensor | Sequence, tolerance: float = 1e-4) -> No
     >>> check(0.6931, math.log(2))
     yours: 0.6931 | true: 0.6931 | correct
     >>> check(..., [1, 2, 2.5])
-    yours: not answered yet | true: 1, 2, 2.5
+    yours: not answered yet | true: shown once you answer
     """
     if not 0 < tolerance < 1:
         raise ValueError(f"expected a tolerance in (0, 1), got {tolerance}")
     digits = min(4, max(2, round(-math.log10(tolerance))))
     right = _numbers(true)
-    shown = _shown(right, digits)
     if yours is ... or (isinstance(yours, (list, tuple)) and any(one is ... for one in yours)):
-        print(f"yours: not answered yet | true: {shown}")
+        print("yours: not answered yet | true: shown once you answer")
         return
+    shown = _shown(right, digits)
     try:
         answer = _numbers(yours)
     except (TypeError, ValueError, RuntimeError):
