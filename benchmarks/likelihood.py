@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from measure import interleaved, machine, stopwatch, write_json
 from torch import Tensor
-from training_step import copy_weights, have_pythae, judge, new_vae, pythae_vae, show
+from training_step import copy_weights, have_pythae, judge, new_vae, on_cpu, pythae_vae, show
 
 from vaelib import data
 from vaelib.likelihood import importance_sampled
@@ -85,7 +85,7 @@ def main() -> None:
     show(title, "s", 1, report["seconds"])
     limits = {"pythae": AGAINST_PYTHAE, "matrix products": AGAINST_PRODUCTS}
     report["ratios"] = [
-        judge(report["seconds"], "importance_sampled", other, limit)
+        judge(report["seconds"], "importance_sampled", other, on_cpu(limit, device))
         for other, limit in limits.items()
         if other in report["seconds"]
     ]

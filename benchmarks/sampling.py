@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from measure import compare, interleaved, machine, stopwatch, write_json
-from training_step import show
+from training_step import on_cpu, show
 
 from vaelib.pixelcnn import GatedPixelCNN
 
@@ -50,7 +50,8 @@ def naive_turn(model: GatedPixelCNN, device: torch.device) -> float:
 
 def check_same_images(device: torch.device) -> None:
     """Both samplers draw the same small images from the same random numbers."""
-    model, generator = new_model(7, device), torch.Generator(device)
+    # Double precision: a GPU may round the convolutions of one way, not the products of the other.
+    model, generator = new_model(7, device).double(), torch.Generator(device)
     cached, naive = (
         model().sample((IMAGES,), cached=cached, generator=generator.manual_seed(0))
         for cached in (True, False)
@@ -86,7 +87,8 @@ def main() -> None:
         contestants = {name: partial(turn, model, device) for name, turn in turns.items()}
         seconds = interleaved(contestants, options.repeats)
         show(f"{IMAGES} images of {size} × {size} pixels (median)", "s", 1, seconds)
-        report["sizes"][size] = {"seconds": seconds, "ratio": judge(seconds, REQUIRED.get(size))}
+        limit = on_cpu(REQUIRED.get(size), device)
+        report["sizes"][size] = {"seconds": seconds, "ratio": judge(seconds, limit)}
     if options.json:
         write_json(report, options.json)
 

@@ -248,6 +248,11 @@ def show(title: str, unit: str, scale: float, seconds: dict[str, list[float]]) -
         print(f"  {name:<30} {scale * median(values):8.3f} {unit}")
 
 
+def on_cpu(limit: float | None, device: torch.device) -> float | None:
+    """The requirements are for a processor: on a GPU so small a model waits for Python only."""
+    return limit if device.type == "cpu" else None
+
+
 def judge(
     seconds: dict[str, list[float]], one: str, other: str, at_most: float | None = None
 ) -> dict:
@@ -266,8 +271,9 @@ def compare_steps(images: Tensor, repeats: int) -> dict:
     check_same_model(images)
     seconds = interleaved(step_contestants(images), repeats)
     show("One update (median)", "ms", 1e3, seconds)
+    limit = on_cpu(SLOWEST_STEP, images.device)
     ratios = [
-        judge(seconds, f"aevb_step, {kind}", f"plain PyTorch, {kind}", SLOWEST_STEP)
+        judge(seconds, f"aevb_step, {kind}", f"plain PyTorch, {kind}", limit)
         for kind in ("fused Adam", "Adam")
     ]
     return {"seconds_per_update": seconds, "ratios": ratios}
@@ -288,7 +294,7 @@ def compare_epochs(images: Tensor, repeats: int) -> dict | None:
         seconds = interleaved(contestants, repeats)
     show(f"One epoch of {len(images):,} images (median)", "s", 1, seconds)
     ratios = [
-        judge(seconds, "fit", "pythae", SLOWEST_EPOCH),
+        judge(seconds, "fit", "pythae", on_cpu(SLOWEST_EPOCH, images.device)),
         judge(seconds, "fit", "pythae, fused Adam"),
         judge(seconds, "fit, Adam not fused", "pythae"),
     ]

@@ -221,3 +221,12 @@ def test_bad_arguments():
         p.log_prob(torch.zeros(3, 4, 1))
     with pytest.raises(ValueError, match="expected finite values"):
         p.log_prob(torch.full((4, 2), float("nan")))
+
+
+def test_an_auxiliary_prior_can_be_differentiated_in_evaluation_mode():
+    """A GPU's LSTM keeps what its gradient needs in training mode only; HMC asks for it anyway."""
+    prior = AuxiliaryPrior(2, 5, hidden=8).eval()
+    assert prior.lstm.training and not prior.training and not prior.out.training
+    z = torch.zeros(3, 5, 2, requires_grad=True)
+    prior().log_prob(z).sum().backward()
+    assert z.grad.isfinite().all()

@@ -13,10 +13,11 @@ import torch
 from torch.distributions import kl_divergence
 
 from vaelib import VAE, data
+from vaelib.autoregressive import AutoregressiveImage
 from vaelib.decoders import BernoulliMLP, GaussianMLP
 from vaelib.distributions import AR1, DiagNormal, PixelBernoulli, committed_rate
 from vaelib.encoders import AntiCausalEncoder, MLPEncoder
-from vaelib.engine import engine
+from vaelib.engine import Fabric, engine
 from vaelib.learning import auxiliary_prior_step
 from vaelib.pixelcnn import GatedPixelCNN, PixelCNN, PixelSNAIL
 from vaelib.pixels import CategoricalPixels, LogisticMixturePixels
@@ -201,6 +202,25 @@ def test_pixels_are_scored_outside_autocast(kind, dtype):
     with torch.autocast("cpu", dtype):
         decoder().log_prob(torch.ones(2, 3, 4, 4))
     assert seen and set(seen) == {torch.float32}
+
+
+def test_training_in_half_precision_scores_the_images_themselves(monkeypatch):
+    """A grey level rounded to bfloat16 is another grey level."""
+    scored, score = [], AutoregressiveImage.log_prob
+    monkeypatch.setattr(
+        AutoregressiveImage, "log_prob", lambda self, x: scored.append(x) or score(self, x)
+    )
+    torch.manual_seed(0)
+    images = torch.randint(256, (4, 3, 4, 4)) / 255
+    decoder = GatedPixelCNN(None, (3, 4, 4), likelihood="logistic_mixture", **TINY, **CONV)
+    brought_along = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    for fabric in (engine("bf16-mixed", "cpu"), brought_along):
+        fit(WithoutLatents(decoder), images, epochs=1, progress=False, fabric=fabric)
+    assert len(scored) == 2
+    for x in scored:
+        assert x.dtype == torch.float32
+        levels = 255 * x.double()
+        torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
 
 
 def test_only_half_precision_is_widened():

@@ -271,7 +271,8 @@ def test_without_a_gpu_nothing_is_begun(monkeypatch, capsys, tmp_path):
 def test_figures_are_made_by_their_notebooks(tmp_path, monkeypatch, capsys):
     commands = []
 
-    def fake(command):
+    def fake(command, env):
+        assert "HERE" in env and not {"RANK", "WORLD_SIZE"} & set(env)  # one process, alone
         commands.append(command)
         name = Path(command[-3]).stem
         if name.startswith("04"):
@@ -279,6 +280,8 @@ def test_figures_are_made_by_their_notebooks(tmp_path, monkeypatch, capsys):
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(paper.subprocess, "run", fake)
+    for name in ("RANK", "WORLD_SIZE", "HERE"):
+        monkeypatch.setenv(name, "0")
     (tmp_path / "there.png").touch()
     assert paper.draw_missing(tmp_path) == 1
     shown = capsys.readouterr().err

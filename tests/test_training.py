@@ -307,6 +307,21 @@ def test_the_checkpoint_of_a_compiled_run_is_that_of_any_other(traced, tmp_path)
     assert_same_weights(straight, vae)
 
 
+def test_a_compiled_model_serves_all_parts_of_a_batch(traced):
+    """Compiled once, not anew for each part: ten parts are more than torch would compile for."""
+    one, other = small_vae(), small_vae()
+    run(one, accumulate=10)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        run(other, compile=True, accumulate=10)
+    assert traced
+    assert_same_weights(one, other)
+
+
+def test_recorded_steps_do_not_accumulate():
+    with pytest.raises(ValueError, match="expected accumulate=1 with compile='reduce-overhead'"):
+        run(small_vae(), compile="reduce-overhead", accumulate=2)
+
+
 @pytest.mark.parametrize("name", ["mnist-gated", "cifar10-delta-vae"])
 def test_a_model_is_one_graph(name):
     """No question to the device breaks it: each would cost a GPU a wait in every update."""

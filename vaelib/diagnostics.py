@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vaelib.distributions import check_batch
+from vaelib.noise import isolated_random_state
 
 NOTHING = 0.5  # nats: below it, the verdict takes a quantity for zero
 ACTIVE = 0.01  # Burda et al. (2016): least variance of the posterior mean of an active unit
@@ -117,7 +118,7 @@ def collapse_report(
     vae.eval()
     device = next(vae.parameters()).device
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with isolated_random_state(device):
             torch.manual_seed(seed)
             return _report(vae, x.to(device), labels, seed, batch_size)
     finally:

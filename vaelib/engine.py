@@ -15,9 +15,11 @@ from torch.optim import Optimizer
 
 try:
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins import MixedPrecision
     from lightning_fabric.strategies import DDPStrategy
 except ModuleNotFoundError:  # the package `lightning` ships the same engine under another name
     from lightning.fabric import Fabric
+    from lightning.fabric.plugins import MixedPrecision
     from lightning.fabric.strategies import DDPStrategy
 
 from vaelib.noise import Part, noise_of, parts
@@ -26,6 +28,16 @@ from vaelib.vae import ELBO
 # Fabric sets this for programs that fork. Where no GPU is, it makes every update look for one
 # anew, which takes longer than some updates.
 os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+
+
+def keep_inputs(fabric: Fabric) -> None:
+    """Images stay as they are, whatever the networks compute in.
+
+    Fabric would round the inputs of a model to half precision. bfloat16 moves a pixel by up to half
+    a grey level, and the likelihood would score another image.
+    """
+    if isinstance(fabric.strategy.precision, MixedPrecision):
+        fabric.strategy.precision.convert_input = lambda inputs: inputs
 
 
 class Replicas(DDPStrategy):
@@ -198,11 +210,3 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
-
-
-@contextmanager
-def isolated_random_state(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn within the block, the caller's random state is left as it was."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield

@@ -69,8 +69,8 @@ def unchecked() -> Iterator[None]:
 class Graph:
     """``count`` calls of ``update`` as one CUDA graph in a stream of its own.
 
-    Graphs share torch's generator, whose offset moves under those that run at the same time: no
-    graph meets the same noise twice, but such runs are not repeatable bit for bit.
+    Graphs share torch's generator, whose offset moves under those that run at the same time: such
+    runs are not repeatable bit for bit.
 
     Args:
         update: changes only the tensors in ``state``, in place.

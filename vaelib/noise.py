@@ -74,8 +74,30 @@ def standard_normal(
     ``None`` where the batch is not cut, or ``batch_shape`` is not that of the part: then the draw
     is nobody else's business.
     """
-    if _part is None or tuple(batch_shape) != (_part.last - _part.first,):
+    # Most batches are not cut, and compiled code should see no more than that.
+    return None if _part is None else _part_of_noise(sample_shape, batch_shape, event_shape, like)
+
+
+@torch.compiler.disable
+def _part_of_noise(sample_shape, batch_shape, event_shape, like: Tensor) -> Tensor | None:
+    if tuple(batch_shape) != (_part.last - _part.first,):
         return None
     whole = (*sample_shape, _part.total, *event_shape)
     noise = torch.empty(whole, dtype=like.dtype, device=like.device).normal_(generator=_generator)
     return noise.narrow(len(sample_shape), _part.first, _part.last - _part.first)
+
+
+@contextmanager
+def isolated_random_state(device: torch.device | None = None) -> Iterator[None]:
+    """Whatever is drawn or seeded within the block, the caller's random state is left as it was.
+
+    That of the CPU, of ``device``, and of the current GPU where one is in use: ``manual_seed``
+    reaches it from anywhere.
+    """
+    gpus = set()
+    if torch.cuda.is_initialized():
+        gpus.add(torch.cuda.current_device())
+    if device is not None and device.type == "cuda":
+        gpus.add(torch.cuda.current_device() if device.index is None else device.index)
+    with torch.random.fork_rng(devices=sorted(gpus)):
+        yield

@@ -28,6 +28,8 @@ from vaelib.train import Options, run
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "figures" / "paper"
+# What torchrun tells its processes: a notebook that is run by one of them is a process of its own.
+TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 # Notebooks that leave a figure there. The paper has no table of what they show.
 FIGURES = {
     "04_race_wake_sleep": "Kingma & Welling (2013), figure 2: AEVB above wake-sleep everywhere, "
@@ -103,13 +105,14 @@ def draw_missing(folder: Path, names: Sequence[str] = tuple(FIGURES)) -> int:
     The notebooks keep what they have finished in the cache, and go on from there.
     """
     failed = []
+    alone = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
     for name in (name for name in names if not (folder / f"{name}.png").exists()):
         say(f"{name}, target {FIGURES[name]}")
         start = time.perf_counter()
         command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute"]
         command += ["--ExecutePreprocessor.timeout=-1", str(ROOT / "notebooks" / f"{name}.ipynb")]
         with tempfile.TemporaryDirectory() as copy:
-            done = subprocess.run([*command, "--output-dir", copy])
+            done = subprocess.run([*command, "--output-dir", copy], env=alone)
         if done.returncode or not (folder / f"{name}.png").exists():
             failed.append(name)
             say(f"{name} FAILED: see above")
@@ -287,7 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [name for name in given.names or RECIPES if name in RECIPES]
     try:
         # Figures have no miniature here: VAELIB_RACE_SAMPLES cuts the race in notebook 04.
-        drawn = 0 if is_tiny() or folder != FOLDER else draw_missing(folder, figures)
+        # Of several processes the first draws them.
+        others = is_tiny() or folder != FOLDER or int(os.environ.get("RANK", 0)) > 0
+        drawn = 0 if others else draw_missing(folder, figures)
         return max(drawn, train_missing(folder, rows))
     except KeyboardInterrupt as stop:
         say(f"{stop}; the same command goes on from there")

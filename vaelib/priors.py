@@ -82,6 +82,15 @@ class AuxiliaryPrior(nn.Module):
         self.lstm = nn.LSTM(latents, hidden, batch_first=True)
         self.out = nn.Linear(hidden, 2 * latents)
 
+    def train(self, mode: bool = True) -> "AuxiliaryPrior":
+        """As ever, but for the LSTM: on a GPU, in evaluation mode, it could not be differentiated.
+
+        Without dropout its two modes are the same. HMC and appendix D need gradients throughout.
+        """
+        super().train(mode)
+        self.lstm.train()
+        return self
+
     def forward(self) -> "RecurrentNormal":
         """p(z), batch shape ``()``, event shape ``(length, d)``."""
         return RecurrentNormal(self)
@@ -125,7 +134,8 @@ class RecurrentNormal(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density in nats, ``(*batch,)``: one pass, as all the rows before are at hand."""
         check_event(self, value)
-        if not value.isfinite().all():
+        # Where validation is off, a graph may be recorded: it cannot ask what the values are.
+        if Distribution._validate_args and not value.isfinite().all():
             raise ValueError("expected finite values, got nan or infinity among them")
         rows = value.reshape(-1, *self.event_shape)
         previous = torch.cat([torch.zeros_like(rows[:, :1]), rows[:, :-1]], 1)

@@ -25,6 +25,7 @@ from vaelib.data import Images
 from vaelib.decoders import BernoulliMLP
 from vaelib.encoders import AntiCausalEncoder, MLPEncoder
 from vaelib.learning import aevb_step, auxiliary_prior_step
+from vaelib.noise import isolated_random_state
 from vaelib.objectives import Annealing, Beta, FreeBits, Objective
 from vaelib.pixelcnn import GatedPixelCNN, PixelCNN, PixelSNAIL
 from vaelib.posteriors import IndependentPosterior, Posterior, SequentialPosterior
@@ -40,7 +41,7 @@ FORMAT = 1
 
 def build(recipe: Recipe) -> VAE | WithoutLatents:
     """The untrained model; its random weights depend on the recipe's seed alone."""
-    with torch.random.fork_rng(devices=[]):
+    with isolated_random_state():
         torch.manual_seed(recipe.seed)
         decoder = _decoder(recipe)
         if recipe.latents is None:
@@ -248,6 +249,6 @@ def _prior(recipe: Recipe) -> nn.Module:
 
 
 def _auxiliary_prior(recipe: Recipe) -> AuxiliaryPrior:
-    with torch.random.fork_rng(devices=[]):
+    with isolated_random_state():
         torch.manual_seed(recipe.seed)
         return AuxiliaryPrior(recipe.latents[1], recipe.latents[0])

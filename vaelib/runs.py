@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from vaelib.engine import Parts, random_state
+from vaelib.engine import Parts, keep_inputs, random_state
 from vaelib.files import remove_leftovers, save_atomically
 from vaelib.vae import ELBO
 
@@ -29,6 +29,7 @@ class Run:
             mode = compile if isinstance(compile, str) else None
             # Two shapes, a batch and the last of an epoch, each compiled for what it is.
             model = torch.compile(model, mode=mode, dynamic=False)
+        keep_inputs(fabric)
         self.wrapped, self.optimizer = fabric.setup(model, optimizer)
         if fabric.world_size == 1 and fabric.strategy.precision.precision == "32-true":
             # Fabric's wrapper has nothing to convert here, and takes a share of small updates.

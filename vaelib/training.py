@@ -24,12 +24,12 @@ from vaelib.engine import (
     Fabric,
     Parts,
     engine,
-    isolated_random_state,
     same_weights,
     shared_bounds,
 )
 from vaelib.graphs import unchecked
 from vaelib.learning import aevb_step
+from vaelib.noise import isolated_random_state
 from vaelib.runs import Run
 from vaelib.vae import ELBO, VAE, WithoutLatents
 
@@ -113,8 +113,8 @@ def fit(
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         seed: of batch order and noise.
         checkpoint: file that is rewritten after every epoch. If it exists, the run goes on from
-            it, bit for bit as if it had never stopped on the same machine. A process killed at
-            any moment leaves a whole one.
+            it, as if it had never stopped: bit for bit on the same processor, up to rounding on a
+            GPU. A process killed at any moment leaves a whole one.
         checkpoint_updates: rewrite it after every so many updates as well, for long epochs.
         progress: show a progress bar with the current bound and the time left.
         fabric: the engine, for a chosen device or precision, see :func:`vaelib.engine.engine`; by
@@ -148,6 +148,10 @@ def fit(
             "expected accumulate and checkpoint_updates >= 1, "
             f"got {accumulate} and {checkpoint_updates}"
         )
+    if isinstance(compile, str) and accumulate > 1:
+        raise ValueError(
+            f"expected accumulate=1 with compile={compile!r}: CUDA graphs do not add up"
+        )
     if ema is not None and not 0 < ema < 1:
         raise ValueError(f"expected ema between 0 and 1, got {ema}")
     _check_data("train", train, None)
@@ -158,9 +162,8 @@ def fit(
     if not isinstance(optimizer, Optimizer):
         optimizer = optimizer(model.parameters())
     fabric = fabric or engine()
-    home = next(model.parameters()).device
     same_weights(model, fabric)
-    with unchecked() if compile else nullcontext():
+    with unchecked() if compile else nullcontext(), _brought_home(model) as home:
         run = Run(model, optimizer, fabric, len(train), batch_size, seed, compile)
         if ema is not None:
             run.keep_average(ema)
@@ -198,7 +201,6 @@ def fit(
                         run.end_epoch(evaluate(run.judged, test, fabric=fabric) if now else None)
                     run.save(checkpoint)
             history.interrupted = interrupt.is_set()
-    model.to(home)
     if run.average is not None:
         history.average = run.average.module.to(home)
     return history
@@ -243,6 +245,16 @@ def evaluate(
         raise ValueError(f"expected images (N, *image_shape), got shape {tuple(images.shape)}")
     distortion = torch.cat([bound.distortion for bound in bounds]).mean()
     return ELBO(distortion, torch.cat([bound.rate for bound in bounds]).mean())
+
+
+@contextmanager
+def _brought_home(model: nn.Module) -> Iterator[torch.device]:
+    """However the block ends, the model is back on the device it came from."""
+    home = next(model.parameters()).device
+    try:
+        yield home
+    finally:
+        model.to(home)
 
 
 def _placed(images: Tensor, device: torch.device) -> Tensor:
