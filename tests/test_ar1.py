@@ -7,6 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from vaelib.distributions import AR1, DiagNormal, committed_rate, committed_variance
+from vaelib.priors import AR1Prior
 
 ALPHA = torch.tensor([0.0, 0.5, 0.95]).double()
 
@@ -176,3 +177,10 @@ def test_events_that_would_broadcast_are_refused():
         kl_divergence(posterior(1), prior)
     with pytest.raises(ValueError):
         prior.log_prob(torch.full((4, 3), float("nan")).double())
+
+
+def test_priors_do_not_share_the_tensor_they_were_made_from():
+    alpha = torch.tensor([0.5, 0.9])
+    one, other = AR1Prior(alpha, 4), AR1Prior(alpha, 4)
+    other.load_state_dict({"alpha": torch.tensor([0.1, 0.2])})
+    assert torch.equal(one.alpha, alpha) and alpha.tolist() == pytest.approx([0.5, 0.9])

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Independent, Laplace, Normal, kl_divergence
 
-from vaelib.distributions import AR1, DiagNormal, GreyBernoulli, PixelBernoulli
+from vaelib.distributions import (
+    AR1,
+    DiagNormal,
+    GreyBernoulli,
+    PixelBernoulli,
+    committed_rate,
+    committed_variance,
+)
 
 
 def normals(batch, event, seed=0):
@@ -183,7 +190,12 @@ def test_expanded_distributions_still_look_at_values(distribution, value):
 @pytest.mark.parametrize(
     ("loc", "scale", "message"),
     [
-        (float("nan"), 1.0, "expected loc that is a number everywhere, got nan"),
+        (float("nan"), 1.0, "expected finite loc, got nan"),
+        (float("inf"), 1.0, "expected finite loc, got 0.0 to inf"),
+        (-float("inf"), 1.0, "expected finite loc, got -inf to 0.0"),
+        (0.0, float("inf"), "whose squares torch.float32 can hold, got 1.0 to inf"),
+        (0.0, 1e-30, "whose squares torch.float32 can hold"),
+        (0.0, 1e30, "whose squares torch.float32 can hold"),
         (0.0, 0.0, "expected scale > 0, got 0.0"),
         (0.0, -1.0, "expected scale > 0, got -1.0"),
         (0.0, float("nan"), "expected scale > 0, got nan"),
@@ -195,3 +207,35 @@ def test_one_bad_parameter_among_many_is_found(loc, scale, message):
     with pytest.raises(ValueError, match=message):
         DiagNormal(locs, scales)
     DiagNormal(locs, scales, validate_args=False)
+
+
+def test_the_finer_type_decides():
+    """Half-precision, integer or boolean pixels under float32 logits: the answer is float32."""
+    logits = torch.full((2, 1, 28, 28), -100.0)
+    ones = torch.ones(2, 1, 28, 28)
+    for value in (ones.half(), ones.bfloat16(), ones.to(torch.uint8), ones.long(), ones.bool()):
+        found = PixelBernoulli(logits).log_prob(value)
+        torch.testing.assert_close(found, torch.full((2,), -78_400.0))
+    exact = PixelBernoulli(logits.double()).log_prob(ones)
+    torch.testing.assert_close(exact, torch.full((2,), -78_400.0).double())
+    assert PixelBernoulli(logits).log_prob(ones.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("event_dims", [0, -1, 4])
+def test_an_image_has_dimensions(event_dims):
+    with pytest.raises(ValueError, match="expected 1 <= event_dims"):
+        PixelBernoulli(torch.zeros(2, 3, 3), event_dims)
+
+
+def test_large_logits_whose_sum_overflows_are_finite():
+    p = PixelBernoulli(torch.full((1, 28, 28), 1e36))
+    assert p.log_prob(torch.ones(1, 28, 28)).item() == 0
+
+
+def test_ar1_computes_in_float32_at_least():
+    """In bfloat16 the rate would come out below the least that is possible."""
+    alpha = torch.linspace(0.5, 0.95, 8).bfloat16()
+    q = DiagNormal(torch.zeros(32, 8), committed_variance(alpha, 32).sqrt(), 2)
+    rate = kl_divergence(q, AR1(alpha, 32))
+    assert rate.dtype == torch.float32
+    torch.testing.assert_close(rate, committed_rate(alpha.float(), 32))

@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from vaelib import VAE, hmc
+from vaelib.decoders import BernoulliMLP, VariationalWeights
+from vaelib.encoders import MLPEncoder
+from vaelib.learning import mcem_step
 from vaelib.likelihood import appendix_d, importance_sampled, log_joint
 from vaelib.linear_vae import PPCA
+from vaelib.priors import StandardNormal
 
 
 def model_and_data(latents=3, worse=0.0):
@@ -159,3 +163,32 @@ def test_bad_arguments_of_appendix_d():
         appendix_d(vae, x, samples=5)
     with pytest.raises(ValueError, match="chunk >= 1"):
         appendix_d(vae, x, chunk=0)
+
+
+def test_estimators_switch_dropout_off_and_leave_it_as_it_was():
+    class Dropped(BernoulliMLP):
+        def forward(self, z):
+            return super().forward(torch.nn.functional.dropout(z, 0.5, self.training))
+
+    torch.manual_seed(0)
+    vae = VAE(MLPEncoder(2, (1, 4, 4), 5), StandardNormal(2), Dropped(2, (1, 4, 4), 5))
+    x = torch.rand(3, 1, 4, 4)
+
+    def estimates():
+        torch.manual_seed(1)
+        settings = {"samples": 4, "burn_in": 3}
+        return torch.stack([importance_sampled(vae, x, 50), appendix_d(vae, x, **settings)])
+
+    found = estimates()
+    assert all(module.training for module in vae.modules())
+    vae.eval()
+    assert torch.equal(found, estimates())
+
+
+def test_chains_need_one_density():
+    decoder = VariationalWeights(BernoulliMLP(2, (1, 4, 4), 5))
+    vae, x = VAE(MLPEncoder(2, (1, 4, 4), 5), StandardNormal(2), decoder), torch.rand(3, 1, 4, 4)
+    with pytest.raises(TypeError, match="expected a decoder with fixed weights"):
+        appendix_d(vae, x, samples=4)
+    with pytest.raises(TypeError, match="expected a decoder with fixed weights"):
+        mcem_step(vae, x, torch.zeros(3, 2), 0.1, torch.optim.SGD(vae.parameters(), lr=0.1))

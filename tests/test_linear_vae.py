@@ -136,3 +136,24 @@ def test_bad_arguments():
         PPCA(torch.ones(3, 1), torch.zeros(2), 1.0)
     with pytest.raises(ValueError, match="positive noise variance"):
         VAE(*linear_slots(3, 1, noise_variance=-1.0))
+
+
+def test_ppca_refuses_other_dimensions_and_takes_one_vector():
+    torch.manual_seed(0)
+    model = PPCA(torch.randn(4, 2).double(), torch.zeros(4).double(), 0.5)
+    for x in (torch.randn(5, 1).double(), torch.randn(5, 3).double()):
+        for question in (model.posterior, model.log_prob):
+            with pytest.raises(ValueError, match="expected x of shape"):
+                question(x)
+    x = torch.randn(3, 5, 4).double()
+    one, all_of_them = model.posterior(x[1, 2]), model.posterior(x)
+    assert one.batch_shape == () and all_of_them.batch_shape == (3, 5)
+    torch.testing.assert_close(one.mean, all_of_them.mean[1, 2])
+    torch.testing.assert_close(one.covariance_matrix, all_of_them.covariance_matrix[1, 2])
+
+
+def test_ppca_keeps_copies():
+    weight, mean = torch.ones(4, 2), torch.zeros(4)
+    model = PPCA(weight, mean, 0.5)
+    model.load_state_dict(PPCA(2 * weight, mean + 1, 0.25).state_dict())
+    assert (weight == 1).all() and (mean == 0).all()

@@ -52,7 +52,7 @@ def test_gaussian_decoder_has_sigmoid_means_and_a_variance_floor():
     decoder = GaussianMLP(2, (1, 3, 3), hidden=4, min_scale=0.05)
     with torch.no_grad():
         for parameter in decoder.parameters():
-            parameter.mul_(100)  # extreme outputs: means near 0 and 1, log variances near ±∞
+            parameter.mul_(20)  # extreme outputs: means near 0 and 1, large and small variances
     p = decoder(torch.randn(50, 2))
     assert p.mean.min() >= 0 and p.mean.max() <= 1
     assert p.scale.min() >= 0.05 - 1e-7

@@ -1,5 +1,6 @@
 """The loop: reproducible, resumable bit for bit, interruptible, and honest about what it saw."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from vaelib.paper import made_up, tiny
 from vaelib.priors import StandardNormal
 from vaelib.recipes import build
 from vaelib.rows import RECIPES
-from vaelib.training import evaluate, fit
+from vaelib.training import adam, decay_late, evaluate, fit
 
 SHAPE = (1, 4, 3)
 
@@ -394,3 +395,37 @@ def test_bad_images_are_refused():
     for bad in (images() + 1, images() * float("nan"), bits, bits.flatten(1), *vectors):
         with pytest.raises((ValueError, TypeError), match="expected"):
             fit(small_vae(), bad, epochs=1, progress=False)
+
+
+def test_other_images_or_another_step_size_do_not_resume(tmp_path):
+    """Both would go on in silence, with the old step size and the old rows."""
+    checkpoint = tmp_path / "run.pt"
+    fit(small_vae(), images(), epochs=1, batch_size=10, progress=False, checkpoint=checkpoint)
+    others = {"train": images().flip(0)}, {"optimizer": partial(torch.optim.Adam, lr=1e-5)}
+    for other, word in zip(others, ("data", "step_sizes"), strict=True):
+        settings = {"train": images(), "optimizer": adam, "epochs": 2, "batch_size": 10} | other
+        with pytest.raises(ValueError, match=f"other settings: {word}"):
+            fit(small_vae(), **settings, progress=False, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("ends", ["well", "in an error"])
+def test_a_schedule_leaves_the_full_step_size_behind(ends):
+    vae = small_vae()
+    optimizer = torch.optim.SGD(vae.parameters(), lr=0.25)
+    step = stopping_after(3) if ends == "in an error" else aevb_step
+    with contextlib.suppress(Stop):
+        run(vae, optimizer=optimizer, schedule=decay_late, step=step)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+def test_fit_trains_and_evaluate_puts_every_module_back():
+    vae = small_vae().eval()
+    run(vae, epochs=1)
+    assert vae.training
+    vae.encoder.eval()  # as its owner wants it
+    with pytest.raises(ValueError):
+        evaluate(vae, images() + 1)
+    evaluate(vae, images())
+    assert vae.training and vae.decoder.training and not vae.encoder.training
+    with pytest.raises(ValueError, match="expected batch_size >= 1, got 0"):
+        evaluate(vae, images(), batch_size=0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 
-from vaelib.networks import CausalMixing, ContextBias, Memory, check_dtype
+from vaelib.networks import CausalMixing, ContextBias, Memory, check_dtype, evaluating
 from vaelib.pixels import LIKELIHOODS, PixelLikelihood
 from vaelib.precision import in_full
 
@@ -101,12 +101,8 @@ class AutoregressiveImage(Distribution):
             device=canvas.device if generator is None else generator.device,
         ).to(canvas.device)
         draw = self.model.draw_cached if cached else self.model.draw_naively
-        was_training = self.model.training
-        self.model.eval()  # dropout would leave the samplers two different networks
-        try:
+        with evaluating(self.model):  # dropout would leave the samplers two different networks
             x = draw(canvas, given, uniforms, wide._maps())
-        finally:
-            self.model.train(was_training)
         return x.movedim(-1, 1).reshape(shape + self.event_shape)
 
     def _maps(self) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vaelib.distributions import check_batch
+from vaelib.networks import evaluating
 from vaelib.noise import isolated_random_state
 
 NOTHING = 0.5  # nats: below it, the verdict takes a quantity for zero
@@ -114,15 +115,10 @@ def collapse_report(
         )
     if labels is not None:
         _check_labels(labels, len(x))
-    was_training = vae.training
-    vae.eval()
     device = next(vae.parameters()).device
-    try:
-        with isolated_random_state(device):
-            torch.manual_seed(seed)
-            return _report(vae, x.to(device), labels, seed, batch_size)
-    finally:
-        vae.train(was_training)
+    with isolated_random_state(device), evaluating(vae):
+        torch.manual_seed(seed)
+        return _report(vae, x.to(device), labels, seed, batch_size)
 
 
 def _report(vae: nn.Module, x: Tensor, labels: Tensor | None, seed: int, size: int):
@@ -178,7 +174,8 @@ def mutual_information(vae: nn.Module, x: Tensor) -> float:
         x: images ``(N, *image_shape)``. Takes N² evaluations of q, in pieces.
     """
     check_batch(x)
-    q = vae.encoder(x)
+    with evaluating(vae):
+        q = vae.encoder(x)
     if q.batch_shape != x.shape[:1]:
         raise ValueError(f"expected images (N, *image_shape), got shape {tuple(x.shape)}")
     return _information([q], q.sample())

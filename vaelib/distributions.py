@@ -160,12 +160,21 @@ def _check_parameters(loc: Tensor, scale: Tensor) -> None:
 
 
 def _check_values(loc: Tensor, scale: Tensor) -> None:
-    """An extreme finds nan as well: half the work of torch's own checks, at every update."""
-    highest, lowest = loc.detach().amax().item(), scale.detach().amin().item()
-    if math.isnan(highest):
-        raise ValueError("expected loc that is a number everywhere, got nan in it")
-    if not lowest > 0:
-        raise ValueError(f"expected scale > 0, got {lowest} in it")
+    """Extremes find nan as well: less work than torch's own checks, at every update.
+
+    A density needs σ²: where that is zero or infinite in the arithmetic at hand, it would be nan.
+    """
+    low, high = (extreme.item() for extreme in loc.detach().aminmax())
+    least, most = (extreme.item() for extreme in scale.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"expected finite loc, got {low} to {high}")
+    if not least > 0:
+        raise ValueError(f"expected scale > 0, got {least} in it")
+    limits = torch.finfo(scale.dtype)
+    if not limits.tiny**0.5 <= least <= most <= limits.max**0.5:
+        raise ValueError(
+            f"expected scales whose squares {scale.dtype} can hold, got {least} to {most}"
+        )
 
 
 class GreyBernoulli(Bernoulli):
@@ -189,8 +198,10 @@ class GreyBernoulli(Bernoulli):
             Distribution._validate_args if validate_args is None else validate_args
         )
         # One sum finds what is not finite; torch's elementwise check costs half a log_prob here.
-        if self._validate_args and not math.isfinite(
-            logits.detach().sum(dtype=torch.float32).item()
+        if (
+            self._validate_args
+            and not math.isfinite(logits.detach().sum(dtype=torch.float32).item())
+            and not logits.isfinite().all()  # the sum of large ones may overflow
         ):
             raise ValueError("expected finite logits, got nan or infinity among them")
 
@@ -201,7 +212,7 @@ class GreyBernoulli(Bernoulli):
 
     def check(self, value: Tensor) -> None:
         """Raise ``ValueError`` for values outside [0, 1], unless validation is off."""
-        if self._validate_args:
+        if self._validate_args and value.dtype != torch.bool:
             low, high = (extreme.item() for extreme in value.detach().aminmax())
             if not (low >= 0 and high <= 1):  # false for nan as well
                 raise ValueError(f"expected values in [0, 1], got {low} to {high}")
@@ -215,6 +226,9 @@ class GreyBernoulli(Bernoulli):
 
 def _cross_entropy(logits: Tensor, value: Tensor) -> Tensor:
     """−x ln π − (1 − x) ln(1 − π) in nats, elementwise, the two broadcast against each other."""
+    if logits.dtype != value.dtype:  # the finer of the two decides
+        dtype = torch.promote_types(logits.dtype, value.dtype)
+        logits, value = logits.to(dtype), value.to(dtype)
     logits, value = torch.broadcast_tensors(logits, value)
     return binary_cross_entropy_with_logits(logits, value, reduction="none")
 
@@ -235,6 +249,11 @@ class PixelBernoulli(Independent):
     arg_constraints: ClassVar = {"logits": constraints.real}
 
     def __init__(self, logits: Tensor, event_dims: int = 3, validate_args: bool | None = None):
+        if not 1 <= event_dims <= logits.dim():
+            raise ValueError(
+                f"expected 1 <= event_dims <= number of dimensions, got event_dims={event_dims} "
+                f"for logits {tuple(logits.shape)}"
+            )
         super().__init__(GreyBernoulli(logits, validate_args), event_dims, validate_args=False)
 
     @property
@@ -413,7 +432,7 @@ def _previous(rows: Tensor) -> Tensor:
 
 
 def _check_alpha(alpha: Tensor, values: bool = True) -> Tensor:
-    alpha = torch.as_tensor(alpha)
+    alpha = precise(torch.as_tensor(alpha))
     if alpha.is_complex():
         raise TypeError(f"expected real alpha, got {alpha.dtype}")
     if not alpha.is_floating_point():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,5 +48,7 @@ def write_json(content: object, path: str | os.PathLike) -> None:
 def remove_leftovers(path: str | os.PathLike) -> None:
     """Delete what processes that were killed while they wrote ``path`` left behind."""
     path = Path(path)
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+    written = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
+    for leftover in path.parent.glob(".*.tmp"):
+        if written.fullmatch(leftover.name):
+            leftover.unlink(missing_ok=True)

@@ -137,7 +137,7 @@ def step(
     return State(*chosen), Info(acceptance, accepted, divergent, energy, error)
 
 
-def adapt(step_size: Tensor, info: Info, target: float = 0.9, rate: float = 0.1) -> Tensor:
+def adapt(step_size: float | Tensor, info: Info, target: float = 0.9, rate: float = 0.1) -> Tensor:
     """Move the step size of each chain a little towards the target acceptance probability.
 
         ln ε ← ln ε + rate · (acceptance − target)
@@ -147,7 +147,7 @@ def adapt(step_size: Tensor, info: Info, target: float = 0.9, rate: float = 0.1)
     """
     if not 0 < target < 1:
         raise ValueError(f"expected a target acceptance in (0, 1), got {target}")
-    change = info.acceptance - target
+    change, step_size = info.acceptance - target, torch.as_tensor(step_size)
     return step_size * torch.exp(rate * (change if step_size.dim() else change.mean()))
 
 

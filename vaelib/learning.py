@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from vaelib import hmc
 from vaelib.decoders import VariationalWeights
-from vaelib.likelihood import log_joint
+from vaelib.likelihood import check_fixed_weights, log_joint
 from vaelib.objectives import Objective
 from vaelib.vae import ELBO, VAE
 
@@ -138,8 +138,10 @@ def mcem_step(
         backward: how to backpropagate a loss; an engine passes its own.
 
     Raises:
+        TypeError: a decoder that draws its weights: HMC needs one density.
         FloatingPointError: if the log joint is not finite; nothing is updated then.
     """
+    check_fixed_weights(vae)
     density = log_joint(vae, x)
     state, info = hmc.step(density, hmc.init(density, z), step_size, leapfrog_steps)
     size = hmc.adapt(torch.as_tensor(step_size), info, target)

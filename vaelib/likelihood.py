@@ -13,7 +13,9 @@ from torch.distributions import (
 )
 
 from vaelib import hmc
+from vaelib.decoders import VariationalWeights
 from vaelib.distributions import check_batch
+from vaelib.networks import evaluating
 
 
 @torch.no_grad()
@@ -34,6 +36,8 @@ def importance_sampled(
         chunk: at most so many (image, sample) pairs are decoded at once, which bounds the
             memory; by default as many as make one million pixels.
 
+    Dropout is off. A decoder that draws its weights draws them once for each chunk.
+
     A posterior q(z|x) narrower than the true one can give the weights an infinite variance: the
     estimate then converges slowly and its spread tells little.
 
@@ -46,7 +50,8 @@ def importance_sampled(
         raise ValueError(f"expected samples >= 1 and chunk >= 1, got {samples} and {chunk}")
     per_image = min(samples, chunk)
     batches = x.split(max(1, chunk // per_image))
-    return torch.cat([_importance_sampled(vae, batch, samples, per_image) for batch in batches])
+    with evaluating(vae):
+        return torch.cat([_importance_sampled(vae, batch, samples, per_image) for batch in batches])
 
 
 def _importance_sampled(vae: nn.Module, x: Tensor, samples: int, at_once: int) -> Tensor:
@@ -102,6 +107,7 @@ def appendix_d(
         chunk: at most so many chains run at once; bounds the memory.
 
     Raises:
+        TypeError: a decoder that draws its weights: HMC needs one density.
         ValueError: an unknown density, or no more samples than latents.
     """
     if density not in _DENSITIES:
@@ -109,23 +115,31 @@ def appendix_d(
     if chunk < 1:
         raise ValueError(f"expected chunk >= 1, got {chunk}")
     check_batch(x)
+    check_fixed_weights(vae)
     settings = {"leapfrog_steps": leapfrog_steps}
     estimates = []
-    for batch in x.split(chunk):
-        joint, start = log_joint(vae, batch), _posterior(vae, batch).sample()
-        if samples <= start[0].numel():
-            raise ValueError(f"expected more samples than latents, got {samples} samples")
-        state = hmc.init(joint, start)
-        state, size, _ = hmc.tune(
-            joint, state, steps=burn_in, target=target, per_chain=True, **settings
-        )
-        state, first, _ = hmc.sample(joint, state, size, samples, thin=thin, **settings)
-        state, fresh, _ = hmc.sample(joint, state, size, samples, thin=thin, **settings)
-        q = _DENSITIES[density](first.flatten(2))  # (samples, B, latents) to batch (B,)
-        log_p = torch.stack([joint(z) for z in fresh])  # one sample at a time bounds the memory
-        log_ratio = q.log_prob(fresh.flatten(2)) - log_p  # (samples, B)
-        estimates.append(math.log(samples) - log_ratio.logsumexp(0))
+    with evaluating(vae):
+        for batch in x.split(chunk):
+            joint, start = log_joint(vae, batch), _posterior(vae, batch).sample()
+            if samples <= start[0].numel():
+                raise ValueError(f"expected more samples than latents, got {samples} samples")
+            state = hmc.init(joint, start)
+            state, size, _ = hmc.tune(
+                joint, state, steps=burn_in, target=target, per_chain=True, **settings
+            )
+            state, first, _ = hmc.sample(joint, state, size, samples, thin=thin, **settings)
+            state, fresh, _ = hmc.sample(joint, state, size, samples, thin=thin, **settings)
+            q = _DENSITIES[density](first.flatten(2))  # (samples, B, latents) to batch (B,)
+            log_p = torch.stack([joint(z) for z in fresh])  # one at a time bounds the memory
+            log_ratio = q.log_prob(fresh.flatten(2)) - log_p  # (samples, B)
+            estimates.append(math.log(samples) - log_ratio.logsumexp(0))
     return torch.cat(estimates)
+
+
+def check_fixed_weights(vae: nn.Module) -> None:
+    """Raise ``TypeError`` if the decoder is another one at each call."""
+    if isinstance(vae.decoder, VariationalWeights):
+        raise TypeError("expected a decoder with fixed weights, got VariationalWeights")
 
 
 def _posterior(vae: nn.Module, x: Tensor) -> Distribution:

@@ -39,9 +39,10 @@ class PPCA(nn.Module):
         noise_variance = torch.as_tensor(noise_variance, dtype=weight.dtype)
         if noise_variance.dim() or not (noise_variance > 0 and noise_variance.isfinite()):
             raise ValueError(f"expected a positive noise variance, got {noise_variance}")
-        self.register_buffer("weight", weight)
-        self.register_buffer("mean", mean)
-        self.register_buffer("noise_variance", noise_variance)
+        # Copies: a model that loads other numbers must not change the caller's.
+        self.register_buffer("weight", weight.clone())
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("noise_variance", noise_variance.clone())
 
     @classmethod
     def fit(cls, x: Tensor, latents: int, noise_variance: float | None = None) -> "PPCA":
@@ -82,13 +83,14 @@ class PPCA(nn.Module):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Exact log p(x) of ``(*batch, dims)``, nats."""
-        return self.marginal().log_prob(x)
+        return self.marginal().log_prob(flatten_events(x, self.mean.shape))
 
     def posterior(self, x: Tensor) -> MultivariateNormal:
         """Exact p(z|x) of ``(*batch, dims)``, event shape ``(latents,)``."""
         identity = torch.eye(self.weight.shape[1], dtype=x.dtype, device=x.device)
         m = self.weight.T @ self.weight + self.noise_variance * identity
-        loc = torch.linalg.solve(m, (x - self.mean) @ self.weight, left=False)
+        projected = (flatten_events(x, self.mean.shape) - self.mean) @ self.weight
+        loc = torch.linalg.solve(m, projected.unsqueeze(-2), left=False).squeeze(-2)
         covariance = self.noise_variance * torch.linalg.inv(m)
         return MultivariateNormal(loc, covariance.expand(*loc.shape, -1))
 

@@ -1,7 +1,8 @@
 """Networks without probability in them: layers in, tensors out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -40,6 +41,18 @@ class MLP(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         check_dtype(x, next(iter(self)).weight)  # self[0] takes longer than the check
         return super().forward(x)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block nothing drops out; after it every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def check_dtype(x: Tensor, weight: Tensor) -> None:

@@ -45,7 +45,7 @@ class AR1Prior(nn.Module):
     def __init__(self, alpha: Tensor, length: int):
         super().__init__()
         prior = AR1(alpha, length)  # checks both
-        self.register_buffer("alpha", prior.alpha)
+        self.register_buffer("alpha", prior.alpha.clone())
         self.length = length
 
     def forward(self) -> AR1:

@@ -3,7 +3,9 @@
 import inspect
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ class Run:
 
     Args:
         model, optimizer, fabric, batch_size, seed, compile: as in :func:`vaelib.training.fit`.
-        images: how many there are to train on.
+        images: what to train on.
     """
 
     def __init__(self, model, optimizer, fabric, images, batch_size, seed, compile=False):
@@ -34,8 +36,9 @@ class Run:
         if fabric.world_size == 1 and fabric.strategy.precision.precision == "32-true":
             # Fabric's wrapper has nothing to convert here, and takes a share of small updates.
             self.wrapped = model
-        self.images, self.batch_size, self.seed = images, batch_size, seed
-        self.batches = -(-images // batch_size)
+        self.images, self.batch_size, self.seed = len(images), batch_size, seed
+        self.batches = -(-self.images // batch_size)
+        self.fingerprint = _fingerprint(images)
         self.epoch, self.batch, self.rows = 0, 0, []
         # Sums over the epoch so far of distortion and rate. Kept on the device, in float64, so
         # that no update has to wait for a number to reach the host.
@@ -60,6 +63,15 @@ class Run:
         """Each group's step size, times ``factor``; a checkpoint keeps the full one, too."""
         for group in self.optimizer.optimizer.param_groups:
             group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+
+    @contextmanager
+    def full_step_size(self) -> Iterator[None]:
+        """However the block ends, the optimiser has its full step size again."""
+        try:
+            yield
+        finally:
+            for group in self.optimizer.optimizer.param_groups:
+                group["lr"] = group.get("initial_lr", group["lr"])
 
     def keep_average(self, ema: float) -> None:
         """Average the weights from now on, see :func:`vaelib.training.fit`."""
@@ -139,9 +151,15 @@ class Run:
             "images": self.images,
             "batch_size": self.batch_size,
             "seed": self.seed,
+            "data": self.fingerprint,
             "optimizer": type(self.optimizer.optimizer).__name__,
+            "step_sizes": self._step_sizes(),
             "parameters": shapes,
         }
+
+    def _step_sizes(self) -> list[float]:
+        groups = self.optimizer.optimizer.param_groups
+        return [float(group.get("initial_lr", group["lr"])) for group in groups]
 
     def save(self, path: str | os.PathLike | None) -> None:
         """The first process writes; all must call, because all have a share in the sums."""
@@ -221,6 +239,12 @@ class Run:
             torch.cuda.set_rng_state(state["cuda"], self.sums.device)
         if self.parts is not None and self.sums.device.type in state:
             self.parts.noise.set_state(state[self.sums.device.type])
+
+
+def _fingerprint(images: Tensor) -> int:
+    """Of sixteen images spread over all: enough to tell another set, at no cost for a large one."""
+    some = images[:: max(1, len(images) // 16)][:16]
+    return zlib.crc32(some.detach().cpu().contiguous().numpy().tobytes())
 
 
 def _takes_update(step: Callable[..., ELBO]) -> bool:

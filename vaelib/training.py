@@ -29,6 +29,7 @@ from vaelib.engine import (
 )
 from vaelib.graphs import unchecked
 from vaelib.learning import aevb_step
+from vaelib.networks import evaluating
 from vaelib.noise import isolated_random_state
 from vaelib.runs import Run
 from vaelib.vae import ELBO, VAE, WithoutLatents
@@ -88,7 +89,7 @@ def fit(
 
     The run is reproducible: order and noise depend on ``seed`` alone, and the random state of
     the caller is left as it was. Ctrl-C stops after the current update and keeps what was
-    trained. The model comes back on the device it came from.
+    trained. The model comes back on the device it came from, in training mode.
 
     Under ``torchrun`` every process makes the same call. Each takes its share of each batch, and
     the weights are those of one process with the same batches, up to rounding. The first process
@@ -135,7 +136,7 @@ def fit(
     Raises:
         TypeError: data that are not a float tensor.
         ValueError: settings out of range, images outside [0, 1], data that are not finite, or a
-            checkpoint that is damaged or belongs to a run with other settings.
+            checkpoint that is damaged or belongs to a run with other settings or other images.
         FloatingPointError: the bound of a batch is not finite.
     """
     if epochs < 1 or batch_size < 1 or evaluate_every < 1:
@@ -163,8 +164,10 @@ def fit(
         optimizer = optimizer(model.parameters())
     fabric = fabric or engine()
     same_weights(model, fabric)
+    if not model.training:
+        model.train()
     with unchecked() if compile else nullcontext(), _brought_home(model) as home:
-        run = Run(model, optimizer, fabric, len(train), batch_size, seed, compile)
+        run = Run(model, optimizer, fabric, train, batch_size, seed, compile)
         if ema is not None:
             run.keep_average(ema)
         if accumulate > 1 or fabric.world_size > 1:
@@ -178,6 +181,7 @@ def fit(
         with (
             isolated_random_state(fabric.device),
             _interruptible(fabric.world_size == 1) as interrupt,
+            run.full_step_size(),
         ):
             run.restore_random_state()
             updates, update = epochs * run.batches, run.updater(step, transform)
@@ -232,15 +236,14 @@ def evaluate(
     """
     check_batch(images)
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    with isolated_random_state(device):
+    if batch_size < 1:
+        raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+    with isolated_random_state(device), evaluating(model):
         torch.manual_seed(seed)
         if fabric is None or fabric.world_size == 1:
             bounds = [model.elbo(x.to(device), samples) for x in images.split(batch_size)]
         else:
             bounds = shared_bounds(model, images.split(batch_size), samples, seed, fabric)
-    model.train(training)
     if bounds[0].rate.dim() != 1:
         raise ValueError(f"expected images (N, *image_shape), got shape {tuple(images.shape)}")
     distortion = torch.cat([bound.distortion for bound in bounds]).mean()
