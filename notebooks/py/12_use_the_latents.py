@@ -184,7 +184,7 @@ plotting.save_figure(figure, "12_what_z_fixes")
 plt.show()
 
 # %% [markdown]
-# *What to see.* **Left:** from coarse (left) to fine (right). The δ-VAE's $z$ fixes the amount of ink almost entirely, then the coarse shape in good part. (The dip at $r = 1$ is the position of the centre of mass. The digits of this data set have been centred, so there is little to be said about it.) At the fine end its share goes to nothing: the strokes are the decoder's. Free bits fixes a bit less of the ink and more of everything else, up to the finest detail. The control lies on zero, as it must. **Right:** the same for all pixels in one number.
+# *What to see.* **Left:** from coarse (left) to fine (right). The δ-VAE's $z$ fixes the amount of ink almost entirely, then the coarse shape in good part. (The dip at $r = 1$ is the position of the centre of mass. The digits of this data set have been centred, so there is little to be said about it.) At the fine end its share goes to nothing: the strokes are the decoder's. Free bits fixes a bit less of the ink and of the band $r = 2$, as much at $r = 1$, and more of everything from $r = 3$ on, up to the finest detail. The control lies on zero, as it must. **Right:** the same for all pixels in one number.
 #
 # This picture is the best case for the δ-VAE in this notebook, so let us be precise about it. "The global shape stays, the strokes vary" holds for *every* model here whose latents are used: all curves fall. But those of the δ-VAEs fall deepest. A slow prior makes it dear to change the code from row to row (notebook 10), and fine detail is what changes from row to row. Free bits, with its prior $\mathcal N(0, I)$, has no such preference.
 #
@@ -367,29 +367,34 @@ plt.show()
 
 # %%
 torch.manual_seed(SEED)
-pairs = labels[first] != labels[second]
-start, end = first[pairs][:80], second[pairs][:80]
+differ = labels[first] != labels[second]
+start, end = first[differ], second[differ]  # all pairs of two different digits
 along = {}
 for name in ("δ-VAE", "free bits"):
     z = walk(models[name], test[start], test[end])["noise kept"]
-    x = torch.stack([models[name].decoder(step).sample((2,)) for step in z])  # (steps, 2, B, …)
+    x = torch.stack([models[name].decoder(step).sample((4,)) for step in z])  # (steps, 4, B, …)
     seen = torch.from_numpy(classifier.predict(x.flatten(0, 2).flatten(1).numpy())).view(
         x.shape[:3]
     )
-    along[name] = [(seen == labels[which]).double().mean((1, 2)) for which in (start, end)]
+    along[name] = [(seen == labels[which]).double().mean(1) for which in (start, end)]
 
 # %%
 figure, ax = plt.subplots(figsize=(7.5, 3.6))
-for name, (from_start, from_end) in along.items():
+for name, both in along.items():
     marker, color = STYLE[name]
-    ax.plot(STEPS, from_start, "-", marker=marker, color=color, label=f"{name}: class of the start")
-    ax.plot(STEPS, from_end, ":", marker=marker, color=color, label=f"{name}: class of the end")
+    for shares, line, which in zip(both, ("-", "--"), ("start", "end"), strict=True):
+        mean, error = shares.mean(1), shares.std(1) / shares.shape[1] ** 0.5  # over the pairs
+        ax.plot(
+            STEPS, mean, line, marker=marker, color=color, label=f"{name}: class of the {which}"
+        )
+        ax.fill_between(STEPS, mean - error, mean + error, color=color, alpha=0.15, lw=0)
+ax.axhline(0.1, color=COLORS["exact"], ls=":", label="chance")
 label(ax, "the class crosses over on the way", "w", "share of the drawings", ylim=(0, 0.45))
 ax.legend(fontsize=9, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]
-# *What to see.* Solid: drawings that show the class of the start. Dotted: the class of the end. The first falls, the second rises, and they cross on the way. But look at the scale: at no step does a model show one of the two classes most of the time.
+# *What to see.* Solid: drawings that show the class of the start. Dashed: the class of the end. Bands: a standard error to either side. The first falls, the second rises, and they cross about half-way: plainly with free bits, faintly with the δ-VAE. At the far end of the walk each is at chance (dotted) or a little below. But look at the scale: at no step does a model show one of the two classes most of the time.
 
 # %% [markdown]
 # ## 4. What are codes worth to a classifier?
@@ -525,7 +530,7 @@ for ax, points, reach in ((axes[0], table, 9.5), (axes[1], table_small, 14)):
         two = points.loc[[name.removesuffix(", auxiliary"), name]]
         ax.plot(two["rate"], two["distortion"], "-", color="#BBBBBB", zorder=0)
     label(ax, None, "rate (nats); open: with the auxiliary prior", "distortion (nats)")
-STYLE |= {"δ-VAE, low": ("<", "#56B4E9"), "δ-VAE, high": (">", "#44AA99")}
+STYLE |= {"δ-VAE, low": ("<", "#56B4E9"), "δ-VAE, high": (">", "#AA4499")}
 for ax, points in zip(axes, (table, table_small), strict=True):
     for name, (rate, distortion) in points[["rate", "distortion"]].iterrows():
         marker, color = STYLE[name.removesuffix(", auxiliary")]
@@ -590,7 +595,7 @@ ablation
 #
 # - *The auxiliary prior always helps.* It does so in all four columns of the paper, and in all our pairs of lines.
 # - *With a higher target the AR(1) bound gets much worse, and the auxiliary prior gives most of it back.* The paper: 3.01 to 3.32 from low to high, and then 3.11. Ours: the three targets in the section before.
-# - *With the AR(1) prior, the anti-causal encoder is worse in small models.* In the paper this is the first column. In ours it holds at both sizes; even the larger one is tiny.
+# - *With the AR(1) prior, the anti-causal encoder is worse in small models.* In the paper this is the first column. In ours it holds at both sizes; even the larger one is tiny. (In the small network it held for all six seeds that we tried, but by as little as 0.3 nats.)
 #
 # **Where it cannot tell.**
 #
@@ -608,12 +613,12 @@ ablation
 # ## Claims
 #
 # 1. **Latents that are used fix something, and what they fix is coarse.** The δ-VAE's $z$ fixes a share of the variance, mostly in the long waves; in the fine ones it fixes less than free bits. The control fixes nothing.
-# 2. **The class stays more often than by chance,** and yet seldom.
+# 2. **The class stays more often than by chance,** and yet seldom. On a walk from one digit to another it changes from the one to the other.
 # 3. **Straight lines leave the shell, arcs do not;** codes of images lie on the shell, and the density points away from it.
 # 4. **Used codes can be read, the control's cannot, and pixels are read better than either.**
 # 5. **No free lunch at this size:** no model with a code has a clearly better bound than the control.
 # 6. **A higher commitment is not a fuller code:** the fee rises, distortion and honest rate hardly move.
-# 7. **The ablation:** the auxiliary prior always helps; with AR(1), anti-causal is worse in the larger network; with the auxiliary prior the two are level.
+# 7. **The ablation:** the auxiliary prior always helps; with AR(1), anti-causal is worse in the larger network and not better in the small one; with the auxiliary prior the two are level.
 
 # %%
 coarse = {name: np.mean(shares[:3]) for name, shares in spectra.items()}
@@ -625,12 +630,16 @@ print("   coarse waves by over 0.3 more than fine ones:", bool(falls > 0.3))
 print("   fine waves less than free bits do:", bool(fine["δ-VAE"] < fine["free bits"] - 0.03))
 assert abs(fixed["control"]) < 0.02 and fixed["δ-VAE"] > 0.05
 assert falls > 0.3 and fine["δ-VAE"] < fine["free bits"] - 0.03
+
+# %%
 more = classes["same label, one z"] - classes["same label, two z"]
 seldom = classes["label of the image"].max() < 0.5
 print("2. one z keeps the class more often than two, by over 0.04:", bool(more["δ-VAE"] > 0.04))
 print("   the control does not:", bool(abs(more["control"]) < 0.03), end="; ")
 print("and most drawings show another digit:", bool(seldom))
-assert more["δ-VAE"] > 0.04 and abs(more["control"]) < 0.03 and seldom
+crossing = [float((s[0] - s[-1] + e[-1] - e[0]).mean()) / 2 for s, e in along.values()]
+print("   on a walk one class loses and the other gains over 0.04:", min(crossing) > 0.04)
+assert more["δ-VAE"] > 0.04 and abs(more["control"]) < 0.03 and seldom and min(crossing) > 0.04
 
 # %%
 means = {d: {n: float(v.mean() / d) for n, v in values.items()} for d, values in norms.items()}
@@ -663,17 +672,17 @@ three, honest = (table_small.loc[[n + end for n in TARGETS]] for end in ("", ", 
 level = np.ptp(three["distortion"]) < 1.8 and np.ptp(honest["rate"]) < 1.8
 print("6. from low to high target the rate rises by over 6 nats:", bool(np.ptp(three["rate"]) > 6))
 print("   distortion, and rate with the auxiliary prior, stay to 1.8 nats:", bool(level))
-assert np.ptp(three["rate"]) > 6 and level
 totals = pd.DataFrame({s: p.loc[list(LINES.values()), "total"] for s, p in sizes.items()})
 plain, anti = (totals.loc[n] for n in ("δ-VAE", "δ-VAE, anti-causal"))
 plain_aux, anti_aux = (totals.loc[n.name + ", auxiliary"] for n in (plain, anti))
 helps = bool((plain - plain_aux > 1).all() and (anti - anti_aux > 1).all())
 print("7. the auxiliary prior helps by over 1 nat, four times out of four:", helps)
-worse = float((anti - plain)["larger network"])
-print("   larger network, AR(1): anti-causal is worse by over 0.2 nats:", worse > 0.2)
-apart = float((anti_aux - plain_aux).abs().max())
+worse, apart = anti - plain, float((anti_aux - plain_aux).abs().max())
+clearly, not_better = worse["larger network"] > 0.2, worse["small network"] > -0.1
+print("   larger network, AR(1): anti-causal is worse by over 0.2 nats:", bool(clearly))
+print("   small network: it is at least not better, to 0.1 nats:", bool(not_better))
 print("   with the auxiliary prior the two are level to 1 nat, at both sizes:", apart < 1)
-assert helps and worse > 0.2 and apart < 1
+assert np.ptp(three["rate"]) > 6 and level and helps and clearly and not_better and apart < 1
 
 # %% [markdown]
 # ## Exercises

@@ -101,7 +101,7 @@ print("3.", [round(value, 4) for value in three_rates])
 # %% [markdown]
 # **4. The best prior with one row of memory.** With $p(z) = q(z_1) \prod_t q(z_t | z_{t-1})$ the cross entropy $-\mathbb E_q[\log p]$ is $\sum_t H(z_t | z_{t-1})$, and the mismatch is what this exceeds the entropy of $q(z)$ by. All entropies are those of blocks of the covariance.
 #
-# The answer is sobering: the *best* prior with one row of memory charges hardly less than the AR(1) prior, whose parameters nobody has fitted, and more than twice the information. For this code, fitting is not the point, memory is. (The trained codes of the notebook differ from the toy: they are smaller than the prior expects and one channel is nearly silent, and there fitting saves the most.)
+# The answer is sobering: the *best* prior with one row of memory charges hardly less than the AR(1) prior, whose parameters nobody has fitted, and more than twice the information. For this code, fitting is not the point, memory is. (The trained codes of the notebook differ from the toy: they are smaller than the prior expects, and one of the two channels is silent; there fitting saves the most.)
 
 
 # %%
@@ -120,3 +120,32 @@ rate_with_one_row = information(0.8) + float(cross_entropy - entropy(aggregate))
 assert three_rates[1] < rate_with_one_row < three_rates[0]
 assert abs(rate_with_one_row - 4.7787224) < 1e-5
 print("4.", round(rate_with_one_row, 4))
+
+
+# %% [markdown]
+# **5. A code that fills the prior.** $\Sigma - \sigma^2 I$ is a covariance as long as $\sigma^2$ is at most the smallest eigenvalue of $\Sigma$. The mixture of all posteriors is then $\mathcal N(0, \Sigma - \sigma^2 I + \sigma^2 I)$, the prior itself. So the rate is all information, the entropy of $q(z)$ less that of a posterior: ten nats.
+#
+# Can another code with independent rows fill this prior and say less? Not much. Let $d_t$ be its variances (averaged over images). What is left of $\Sigma$ for the means has no negative direction, so $\sum_t v_t^2 d_t \le v^\top \Sigma v$ for every vector $v$. The geometric mean of the $v_t^2 d_t$ is not above their arithmetic mean, so $\sum_t \ln d_t \le n \ln \tfrac{v^\top \Sigma v}{n} - \sum_t \ln v_t^2$. With signs that alternate from row to row, and 0.6 in place of 1 at both ends, this leaves at least nine nats.
+
+# %%
+process = ALPHA**lags
+largest = float(torch.linalg.eigvalsh(process).min())
+tiny = 0.05 * torch.eye(rows, dtype=torch.float64)
+prior = MultivariateNormal(0 * ones, process)
+# The mean of the KL over the means m ~ N(0, Σ − σ²I): its square in m has the mean tr Σ⁻¹(Σ − σ²I).
+squares = torch.linalg.solve(process, process - tiny).trace()
+rate = float(kl_divergence(MultivariateNormal(0 * ones, tiny), prior) + 0.5 * squares)
+largest_and_rate = (largest, rate)
+
+assert largest > 0.05 and math.isclose(rate, float(prior.entropy() - entropy(tiny)), abs_tol=1e-9)
+assert torch.allclose(
+    torch.tensor(largest_and_rate).double(),
+    torch.tensor([0.0532928, 10.1753730], dtype=torch.float64),
+    atol=1e-5,
+)
+signs = (-1.0) ** torch.arange(rows).double()
+signs[[0, -1]] *= 0.6
+log_variances = rows * (signs @ process @ signs / rows).log() - signs.square().log().sum()
+at_least = 0.5 * (torch.logdet(process) - log_variances)
+assert 9 < at_least < rate
+print("5.", [round(value, 4) for value in largest_and_rate], "at least", round(float(at_least), 2))
