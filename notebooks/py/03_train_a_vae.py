@@ -25,7 +25,7 @@
 # - what a latent plane looks like, and how to tell whether a latent is used;
 # - how to save, stop and continue a training run.
 #
-# **What you need**: the bound (notebook 01), the reparameterised gradient (notebook 02), a little PyTorch. No download: the digits come with a package you have installed. Where the real faces cannot be had, drawn ones take their place and every title says so.
+# **What you need**: the bound (notebook 01), the reparameterised gradient (notebook 02), a little PyTorch. No download is *needed*: the digits come with a package you have installed; the faces are fetched once, if there is a network. Where the real faces cannot be had, drawn ones take their place and every title says so.
 
 # %% tags=["nbval-ignore-output"]
 import math
@@ -43,6 +43,7 @@ from vaelib.distributions import DiagNormal
 from vaelib.plotting import COLORS
 
 plotting.use_style()
+SEED = 0  # the claims at the end held for every seed that we tried: try another
 digits = data.mnist(scale(classroom="5k", paper="full"))
 faces = data.frey_faces()
 print("digits:", digits.source, "| faces:", faces.source)
@@ -65,8 +66,7 @@ print("digits:", digits.source, "| faces:", faces.source)
 # > **repeat** until the weights settle: draw a minibatch of $M$ images · draw noise $\epsilon$ · compute the gradient of the minibatch's bound · take a step with it.
 #
 # The paper uses $M = 100$ images and *one* noise sample per image. One is enough, because a step averages over a hundred images, and the next step brings new noise.
-
-# %% [markdown]
+#
 # ### The three slots
 #
 # A VAE here is three modules. Each returns a *distribution*:
@@ -96,7 +96,7 @@ build(digits, BernoulliMLP, 20)
 # This is the one place in the course where the loop stands in full. Nothing is hidden: two networks, one line of noise, the closed form of the rate from appendix B, one optimiser for encoder *and* decoder.
 
 # %%
-torch.manual_seed(0)
+torch.manual_seed(SEED)
 first = build(digits, BernoulliMLP, 20)
 optimizer = torch.optim.Adam(first.parameters(), lr=2e-3)
 for _epoch in range(3):
@@ -117,10 +117,10 @@ for _epoch in range(3):
 # The two draw their batches and noise in different orders, so they do not agree to the last digit. After the same three epochs they should agree to a few nats out of more than a hundred.
 
 # %%
-torch.manual_seed(0)
+torch.manual_seed(SEED)
 second = build(digits, BernoulliMLP, 20)
 adam = partial(training.adam, lr=2e-3)
-training.fit(second, digits.train, epochs=3, optimizer=adam, progress=False)
+training.fit(second, digits.train, epochs=3, optimizer=adam, seed=SEED, progress=False)
 
 by_hand = training.evaluate(first, digits.test).value.item()
 by_library = training.evaluate(second, digits.test).value.item()
@@ -190,7 +190,7 @@ axes[1].set_title("What 560 well-judged pixels are worth")
 plt.show()
 
 # %% [markdown]
-# The right picture translates: halve the typical error of every pixel, and the image gains $560 \ln 2 \approx 388$ nats. It also shows a danger. The curve never stops rising to the left. A pixel that never changes would let the model choose $\sigma \to 0$ and earn infinitely many nats for nothing.
+# The left picture has a pixel at its mean: there the log density turns positive at $\sigma = 0.4$. The right picture averages over errors of size $\sigma$, which costs another half nat a pixel, so it is positive only below $\sigma = 0.24$. It translates: halve the typical error of every pixel, and the image gains $560 \ln 2 \approx 388$ nats. It also shows a danger. The curve never stops rising to the left. A pixel that never changes would let the model choose $\sigma \to 0$ and earn infinitely many nats for nothing.
 #
 # Grey levels come in steps of $1/255$, so a density finer than that describes our file format, not the face. The library therefore adds a small floor: $\sigma_i^2 = \sigma_{\min}^2 + e^{v_i}$ with $\sigma_{\min} = 0.01$, about two and a half grey steps. **The floor is ours, not the paper's.** It changes the numbers, so it belongs beside every bound on faces that you quote. With it the bound stays finite, and runs can be compared.
 #
@@ -217,15 +217,15 @@ def start_at_mean(vae, images):
 
 def train(images, decoder, latents, epochs):
     """A VAE trained at the scale in force, and its history."""
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     vae = build(images, decoder, latents)
     scale(classroom=partial(start_at_mean, images=images), paper=networks.init_normal_)(vae)
     adam = partial(torch.optim.Adam, lr=2e-3, fused=True)
     optimizer = scale(classroom=adam, paper=partial(torch.optim.Adagrad, lr=0.02))
     optimizer = partial(optimizer, weight_decay=1 / len(images.train))
     every = scale(classroom=1, paper=10)
-    options = dict(optimizer=optimizer, test=images.test, evaluate_every=every, progress=False)
-    history = training.fit(vae, images.train, epochs=epochs, **options)
+    options = dict(optimizer=optimizer, test=images.test, evaluate_every=every, seed=SEED)
+    history = training.fit(vae, images.train, epochs=epochs, progress=False, **options)
     print(f"{latents:2} latents: test bound {history['test_bound'][-1]:.1f} nats")
     return vae, history
 
@@ -259,7 +259,8 @@ for ax, runs, base in zip(
     axes, (digit_runs, face_runs), (digits_without_latents, faces_without_latents), strict=True
 ):
     histories = {f"{n} latents": history.rows for n, (_, history) in runs.items()}
-    plotting.learning_curves(histories, ax)
+    shades = plt.get_cmap("viridis_r")(torch.linspace(0.15, 0.95, len(histories)))
+    plotting.learning_curves(histories, ax, dict(zip(histories, shades, strict=True)))
     ax.axhline(base, color=COLORS["bound"], linewidth=1.5, linestyle="dotted", label="no latents")
     ax.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.18))
 axes[0].set(title="MNIST: the bound climbs", ylim=(digits_without_latents - 10, None))
@@ -267,7 +268,7 @@ axes[1].set(title=faces.title("Frey Face"), ylim=(faces_without_latents - 50, No
 plt.show()
 
 # %% [markdown]
-# What to see: every curve leaves the line "no latents" at once, because it starts there. More latents give a better bound at the same number of images seen. (The drawn stand-in faces are made of two factors only: there, two latents come close.) The solid test curve stays below the dashed training curve, because encoder and decoder know their training images a little too well; with a few thousand images this is no surprise. Note the logarithmic axis: the last stretch of a curve takes most of the time. And note where the curves end before you compare their last points: two models were trained longer than their neighbours.
+# What to see: the darker a curve, the more latents. The first point of a curve comes after one epoch, so the start on the line "no latents" is not drawn. On the digits more latents give a better bound at the same number of images seen. On the faces ten latents are enough; twenty end no higher. (The drawn stand-in faces are made of two factors only: there, two latents come close.) At first the dashed training curve is the lower one, because it averages over an epoch in which the model was still worse. Later it is above the solid test curve, because encoder and decoder know their training images a little too well; with a few thousand images this is no surprise. Note the logarithmic axis: the last stretch of a curve takes most of the time. And note where the curves end before you compare their last points: two models were trained longer than their neighbours.
 #
 # The test frames of the faces come from other moments of the same film. Their bound jumps more from epoch to epoch, because a narrow Gaussian punishes every slightly misplaced edge.
 #
@@ -304,7 +305,7 @@ with torch.no_grad():
 figure, ax = plt.subplots(figsize=(6, 6))
 plotting.show_manifold(digit_map, "MNIST: all that two latents can say", ax)
 plotting.save_figure(figure, "03_manifold_mnist")
-figure, ax = plt.subplots(figsize=(4.8, 6.6))
+figure, ax = plt.subplots(figsize=(4.2, 5.8))
 plotting.show_manifold(face_map, faces.title("Frey Face") + ": pose and expression, unfolded", ax)
 plotting.save_figure(figure, "03_manifold_frey")
 plt.show()
@@ -352,6 +353,10 @@ with torch.no_grad():
 figure, axes = plt.subplots(1, 2, figsize=(10, 4.8))
 plotting.latent_scatter(means, digits.test_labels[:1000], axes[0])
 plotting.latent_scatter(torch.special.ndtr(means), digits.test_labels[:1000], axes[1])
+for ax, gap in zip(axes, (0.35, 0.03), strict=True):
+    for digit, side in {4: 1, 9: -1}.items():  # they share a place: move their numbers apart
+        x, y = ax.texts[digit].get_position()
+        ax.texts[digit].set_position((x, y + side * gap))
 axes[0].set_title("MNIST test digits in the plane")
 axes[1].set(title="The same on the unit square of the map")
 axes[1].set(xlabel="quantile of $z_1$", ylabel="quantile of $z_2$")
@@ -365,12 +370,12 @@ plt.show()
 # To generate, forget the encoder: draw $z$ from the prior, decode. Like the paper we show the decoder's mean, not a further draw of every pixel.
 
 # %%
-torch.manual_seed(1)
+torch.manual_seed(SEED + 1)
 figure, axes = plt.subplots(2, 4, figsize=(10, 5.6), height_ratios=[1, 1.36])
 for column, n in enumerate(digit_vaes):
-    samples = digit_vaes[n].sample(36, mean=True), face_vaes[n].sample(36, mean=True)
-    plotting.show_images(samples[0], 6, f"MNIST, {n} latents", axes[0, column])
-    plotting.show_images(samples[1], 6, f"{n} latents", axes[1, column])
+    samples = digit_vaes[n].sample(25, mean=True), face_vaes[n].sample(25, mean=True)
+    plotting.show_images(samples[0], 5, f"MNIST, {n} latents", axes[0, column])
+    plotting.show_images(samples[1], 5, f"{n} latents", axes[1, column])
 axes[1, 0].set_ylabel(faces.title("Frey Face"))
 plotting.save_figure(figure, "03_samples")
 plt.show()
@@ -394,7 +399,7 @@ def some(images, count=10):
     return images[:: max(1, (len(images) - 1) // count)][:count]
 
 
-torch.manual_seed(2)
+torch.manual_seed(SEED + 2)
 gain = {}
 for name, images, vaes in (("MNIST", digits, digit_vaes), ("Frey Face", faces, face_vaes)):
     rows = {"data": images.test, "mean image": images.train.mean(0).expand_as(images.test)}
@@ -423,25 +428,28 @@ plt.show()
 # %% [markdown]
 # ## 7. What the latents carry
 #
-# The rate is a sum over latents, so we can ask each latent for its share. First the whole price list: one bound, split, in nats and in bits (divide by $\ln 2$).
+# The rate is a sum over latents, so we can ask each latent for its share. First the whole price list: one bound, split, in nats and in bits (divide by $\ln 2$). To compare like with like, we read all four models off their histories where the shortest run ends, after the same number of images.
 
 # %% tags=["nbval-ignore-output"]
-bounds = {n: training.evaluate(vae, digits.test, samples=5) for n, vae in digit_vaes.items()}
-print("latents   distortion        rate              bound")
-for n, bound in bounds.items():
-    parts = (bound.distortion, bound.rate, bound.value)
+common = min(history["samples"][-1] for _, history in digit_runs.values())
+parts_of = {}  # after the same number of images: distortion, rate and bound on the test set
+for n, (_, history) in digit_runs.items():
+    row = next(row for row in history.rows if row["samples"] == common)
+    parts_of[n] = [row[f"test_{part}"] for part in ("distortion", "rate", "bound")]
+print(f"after {common:,} images: distortion        rate              bound")
+for n, parts in parts_of.items():
     nats_and_bits = [f"{part:7.1f} ({part / math.log(2):6.1f})" for part in parts]
-    print(f"{n:7}  " + "  ".join(nats_and_bits))
+    print(f"{n:10} latents  " + "  ".join(nats_and_bits))
 print("nats per image, bits in brackets")
 
 # %%
-distortion, rate = torch.tensor([[b.distortion, b.rate] for b in bounds.values()]).T
+distortion, rate, _ = torch.tensor(list(parts_of.values())).T
 with torch.no_grad():
     q = digit_vaes[20].encoder(digits.test)
 shares = kl_divergence(Normal(q.loc, q.scale), Normal(0.0, 1.0)).mean(0)  # (20,) nats
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-names = [f"{n} latents" for n in bounds]
+names = [f"{n} latents" for n in parts_of]
 left.barh(names, distortion, color=COLORS["distortion"], label="distortion")
 left.barh(names, rate, left=distortion, color=COLORS["rate"], label="rate")
 left.axvline(floor, color=COLORS["data"], linestyle="dotted", label="perfect decoder")
@@ -453,18 +461,18 @@ right.set(ylabel="rate (nats per image)", xticks=(1, 5, 10, 15, 20))
 plt.show()
 
 # %% [markdown]
-# What to see on the left: a model may always leave a latent unused and pay nothing. It uses one when a nat of rate saves more than one nat of distortion. Each step from 2 to 20 latents buys rate and saves more distortion than it costs. The dotted floor is closer than it seemed: much of the distortion is the grey of the digits, which nobody can predict away.
+# What to see on the left, where all four models have seen equally many images: a model may always leave a latent unused and pay nothing. It uses one when a nat of rate saves more than one nat of distortion. Each step from 2 to 20 latents buys rate and saves more distortion than it costs. The dotted floor is closer than it seemed: much of the distortion is the grey of the digits, which nobody can predict away.
 #
-# On the right: which latents are used? The rate is not shared equally, and on these digits none of the twenty is silent; there is more to say than twenty numbers can carry. A latent with a rate near zero would have a posterior equal to the prior for every image. It would say nothing, and the decoder would learn to ignore it. Such a latent costs nothing, which is why superfluous ones do little harm (the paper's figure 2 makes this point with 200 latents). When *all* latents fall silent, one speaks of posterior collapse. It will be our problem in the second half of this course.
+# On the right, the model with twenty at the end of its training: which latents are used? The rate is not shared equally, and on these digits none of the twenty is silent; there is more to say than twenty numbers can carry. A latent with a rate near zero would have a posterior equal to the prior for every image. It would say nothing, and the decoder would learn to ignore it. Such a latent costs nothing, which is why superfluous ones do little harm (the paper's figure 2 makes this point with 200 latents). When *all* latents fall silent, one speaks of posterior collapse. It will be our problem in the second half of this course.
 #
 # ## 8. Put the recognition model to work
 #
 # Section 2 of the paper names what inference is good for: denoising, inpainting, super-resolution. The recognition model makes each of them a matter of a few lines.
 #
-# **Denoising.** Encode the noisy image, decode. The code has little room for noise, so what comes back is close to some clean digit that the model can think of.
+# **Denoising.** Encode the noisy image, decode. The code has little room for noise, so what comes back is made of strokes and not of grains. Whether they are the strokes of the *same* digit is another question. We ask it of the training set: has the training image that is nearest to the result the right label?
 
 # %%
-torch.manual_seed(3)
+torch.manual_seed(SEED + 3)
 clean, mean_image = digits.test[:500], digits.train.mean(0)
 levels = torch.linspace(0, 1.2, 13).tolist()
 noisy = [(clean + level * torch.randn_like(clean)).clamp(0, 1) for level in levels]
@@ -472,21 +480,36 @@ denoised = [digit_vaes[20].reconstruct(x, mean=True) for x in noisy]
 raw, restored = ([error(clean, x) for x in images] for images in (noisy, denoised))
 blank = error(clean, mean_image)
 
-rows = {"data": clean[:10], "noisy": noisy[4][:10], "denoised": denoised[4][:10]}
-plotting.show_rows(rows, f"Denoising: noise of standard deviation {levels[4]:.1f}")
-_, ax = plt.subplots(figsize=(7, 4))
-ax.plot(levels, raw, color=COLORS["data"], label="noisy image")
-ax.plot(levels, restored, color=COLORS["decoder"], label="encode, then decode")
-ax.axhline(blank, color=COLORS["bound"], linestyle="dashed", label="mean image")
-ax.set(xlabel="standard deviation of the noise", ylabel="squared error per pixel")
-ax.set_title("Denoising helps in the middle, not at either end")
-ax.legend()
+
+def named(images):
+    """The share of images whose nearest training image has the right label."""
+    nearest = torch.cdist(images.flatten(1), digits.train[:4000].flatten(1)).argmin(1)
+    return float((digits.train_labels[nearest] == digits.test_labels[: len(images)]).float().mean())
+
+
+kept, kept_raw = ([named(x) for x in images] for images in (denoised, noisy))
+
+# %%
+rows = {"data": clean[:10]}
+for name, k in {"some": 4, "much": 12}.items():
+    rows |= {f"{name} noise, {levels[k]:.1f}": noisy[k][:10], f"{name}, denoised": denoised[k][:10]}
+plotting.show_rows(rows, "Denoising: always strokes, not always the right ones")
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+left.plot(levels, raw, color=COLORS["data"], label="noisy image")
+left.plot(levels, restored, color=COLORS["decoder"], label="encode, then decode")
+left.axhline(blank, color=COLORS["bound"], linestyle="dashed", label="mean image")
+left.set(ylabel="squared error per pixel", title="Denoising helps in the middle only")
+left.legend()
+right.plot(levels, kept_raw, color=COLORS["data"])
+right.plot(levels, kept, color=COLORS["decoder"])
+right.set(ylabel="share with the right label", ylim=(0, 1), title="Which digit is nearest?")
+figure.supxlabel("standard deviation of the noise", fontsize=13)
 plt.show()
 
 # %% [markdown]
-# What to see, from left to right. With **no noise** the image itself is perfect, and the detour through twenty numbers only loses detail. In the **middle** the code throws most of the noise away and often keeps the digit: the error is below that of the noisy image *and* that of the mean image. With **much noise** the detour is worse than the mean image. The encoder has never seen such input, so its posterior is confident and wrong, and the decoder draws a clear picture of some *other* digit. A blurred mean image is at least never far off.
+# What to see, from left to right. With **no noise** the image itself is perfect, and the detour through twenty numbers only loses detail. In the **middle** the code throws most of the noise away: the squared error is below that of the noisy image *and* that of the mean image. But look at the digits, and at the right panel. At a noise of 0.4 the noisy image still has the right neighbour in nine cases of ten; after the detour it is about two of three. With **much noise** the detour is worse than the mean image: a similar tangle of strokes comes back whatever the digit was. The encoder has never seen noise. It takes the grains for strokes, and its posterior is confident and wrong. A blurred mean image is at least never far off. A model that is to clean images should see noisy ones in training.
 #
-# **Inpainting.** Now part of the image is missing. Alternate between the two networks: guess the missing pixels (at first the mean image), draw $z$ from $q(z|\text{guess})$, decode, put the known pixels back, repeat. Each round pulls the guess towards images in which the hidden part fits the visible one. Were $q$ the exact posterior, and each guess a draw of the pixels instead of their mean, this would be a Gibbs sampler of the hidden pixels (Rezende et al., 2014).
+# **Inpainting.** Now part of the image is missing. Alternate between the two networks: guess the missing pixels (at first the mean image), draw $z$ from $q(z|\text{guess})$, decode, put the known pixels back, repeat. Each round pulls the guess towards images in which the hidden part fits the visible one. Were $q$ the exact posterior, and each guess a draw of the pixels instead of their mean, this would be a Gibbs sampler: a chain that draws one part of the unknowns at a time, given all the rest, and in the end visits each completion as often as it is probable (Rezende et al., 2014).
 
 
 # %%
@@ -508,13 +531,13 @@ def hide_rows(images, first, last):
 
 
 # %%
-torch.manual_seed(4)
+torch.manual_seed(SEED + 4)
 rows = {"data": clean[:10]}
 for name, count in {"a little": 8, "half": 14}.items():
     known = hide_rows(clean, 28 - count, 28)
     rows[f"{name} hidden"] = torch.where(known, clean[:10], 0.5)
     rows[f"{name} filled in"] = inpaint(digit_vaes[20], clean[:10], known, mean_image)
-plotting.show_rows(rows, "Inpainting: ends of strokes are easy, half a digit is a guess")
+plotting.show_rows(rows, "Inpainting: some ends are found, half a digit is a guess")
 
 known, mean_face = hide_rows(faces.test, 16, 24), faces.train.mean(0)  # no mouth
 patched = torch.where(known, faces.test, mean_face)
@@ -529,7 +552,7 @@ plt.show()
 # How far does it carry? Hide more and more rows of the digits from below, and compare with the mean image on the hidden pixels only: after the first round, and after twenty.
 
 # %%
-torch.manual_seed(6)
+torch.manual_seed(SEED + 6)
 hidden_rows = (4, 6, 8, 10, 12, 14, 16, 20, 24)
 filling = {"mean image": [], "1 round": [], "20 rounds": []}
 for count in hidden_rows:
@@ -548,7 +571,7 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# What to see: while most of the image is visible, the model completes the strokes and beats the mean image, and further rounds improve on the first. When little is left, a 3, an 8 and a 9 may share the same top. Then every round makes the chain surer of *one* sharp answer, often a wrong one, and the blurred average wins in squared error. We feed the decoder's mean back in place of a draw, and the encoder takes its own guess for evidence. A single completion hides how uncertain it is: run the chain several times and compare the answers before you trust one.
+# What to see: with four or six rows hidden the model beats the mean image clearly, and twenty rounds improve on the first. From eight rows on the first round is better than the twentieth. From ten on, where most of the image is still visible, twenty rounds lose even to the mean image, and from fourteen on a single round does, too. When the lower half is gone, a 3, an 8 and a 9 may share the same top. Then every round makes the chain surer of *one* sharp answer, often a wrong one, and the blurred average wins in squared error. We feed the decoder's mean back in place of a draw, and the encoder takes its own guess for evidence. A single completion hides how uncertain it is: run the chain several times and compare the answers before you trust one.
 #
 # ## 9. Save, stop, go on
 #
@@ -560,7 +583,7 @@ few = digits.train[:1000]
 
 def short_run(epochs, checkpoint=None):
     """A small model after so many epochs in all."""
-    torch.manual_seed(7)
+    torch.manual_seed(SEED + 7)
     vae = build(digits, BernoulliMLP, 2)
     training.fit(vae, few, epochs=epochs, checkpoint=checkpoint, progress=False)
     return vae.state_dict()
@@ -611,23 +634,28 @@ smooth = roughness(digit_map) < 0.2 and roughness(face_map) < 0.2
 print("neighbours on both maps differ by less than a fifth of a random pair:", smooth)
 scattered = roughness(digit_map[torch.randperm(len(digit_map))]) > 0.8
 print("and by more than four fifths once the map is shuffled:", scattered)
-assert smooth and scattered
-
-# %%
 nearest = torch.cdist(digit_map.flatten(1), digits.train[:4000].flatten(1)).argmin(1)  # (225,)
 found = digits.train_labels[nearest].unique()
 print("at least 8 of the 10 digits have a country on the map:", len(found) >= 8)
+assert smooth and scattered and len(found) >= 8
+
+# %%
 print("reconstruction at least halves the error of the mean image:", min(gain.values()) > 2)
-assert len(found) >= 8 and min(gain.values()) > 2
+assert min(gain.values()) > 2
 
 helps = restored[4] < 0.95 * min(raw[4], blank)
 fails = restored[0] > raw[0] and restored[-1] > blank
 print("denoising helps in the middle and fails at both ends:", helps, fails)
+lost = kept[4] < kept_raw[4] - 0.05
+print("at a noise of 0.4 the detour loses a twentieth of the labels or more:", lost)
 ratio = [a / b for a, b in zip(filling["20 rounds"], filling["mean image"], strict=True)]
 print("inpainting helps when 4 rows are hidden, fails with 24:", ratio[0] < 0.8, ratio[-1] > 1.1)
+early, late = (filling["20 rounds"][k] / filling["1 round"][k] for k in (0, 5))
+print("20 rounds beat 1 with 4 rows hidden, lose with 14:", early < 0.97, late > 1.1)
 mouth = error(faces.test, filled) < 0.8 * error(faces.test, patched)
 print("inpainting the mouth beats the mean image by a fifth:", mouth)
-assert helps and fails and ratio[0] < 0.8 and ratio[-1] > 1.1 and mouth
+assert helps and fails and lost and ratio[0] < 0.8 and ratio[-1] > 1.1 and mouth
+assert early < 0.97 and late > 1.1
 
 # %% [markdown]
 # ## Exercises
@@ -653,7 +681,7 @@ check(weighted_loss(q, x, likelihood, beta=4), true)
 # %% [markdown]
 # **2. Bits per pixel.** Turn a bound on faces (nats per image, a density over grey levels in [0, 1]) into bits per pixel of a file with 256 levels. How does your best model compare with 8 bits, the raw file?
 #
-# **3. One sample or ten?** By how much does the standard deviation of the estimated distortion of an image shrink when $L = 10$ samples replace $L = 1$? Guess first. Measure it with `vae.elbo(x, samples=L).distortion` on many copies of ten images: with `x.repeat(400, 1, 1, 1)` and then `.view(400, 10)` you have 400 independent estimates of each. Average their variances over the ten images before you take the root. Then argue why the paper still uses $L = 1$.
+# **3. One sample or ten?** By how much does the standard deviation of the estimated distortion of an image shrink when $L = 10$ samples replace $L = 1$? Guess first. Measure it with `vae.elbo(x, samples=L).distortion` on many copies of ten images: with `x.repeat(400, 1, 1, 1)` and then `.view(400, 10)` you have 400 independent estimates of each. Average their variances over the ten images before you take the root. Return both standard deviations. Then argue why the paper still uses $L = 1$.
 
 
 # %%
@@ -662,14 +690,18 @@ def bits_per_pixel(bound, pixels, levels=256):
     return ...
 
 
-def noise_ratio(vae, x):
-    """Standard deviation of the distortion estimate with L = 1 over that with L = 10."""
-    return ...
+def noise(vae, x):
+    """Standard deviations of the distortion estimate with L = 1 and with L = 10, nats."""
+    return ..., ...
 
 
 check(bits_per_pixel(1000.0, pixels=560), 5.4238)
-torch.manual_seed(0)
-check(noise_ratio(digit_vaes[20], digits.test[:10]), math.sqrt(10), tolerance=0.15)
+torch.manual_seed(SEED)
+with torch.no_grad():
+    q = digit_vaes[20].encoder(digits.test[:10])
+    draws = [digit_vaes[20].decoder(q.sample()).log_prob(digits.test[:10]) for _ in range(400)]
+one = torch.stack(draws).var(0).mean().sqrt()
+check(noise(digit_vaes[20], digits.test[:10]), [one, one / math.sqrt(10)], tolerance=0.15)
 
 # %% [markdown]
 # **4. Binary digits.** Write the function to pass to `training.fit(…, transform=…)` that draws fresh black-and-white digits, each pixel white with the probability that its grey level gives (`data.binarize` may help). What is the distortion of a perfect decoder now? Train ten epochs on binary digits and compare the rate with that on grey ones. Then replace `vae.encoder.network` by an `MLP` of `vaelib.networks` with `torch.nn.ReLU`: does the activation matter?
@@ -688,10 +720,11 @@ def overlap(q1, q2):
     return ...
 
 
-torch.manual_seed(0)
+torch.manual_seed(SEED)
 copies = draw_binary(digits.test[:1].expand(2000, -1, -1, -1))
-check(... if copies is ... else copies.mean(), digits.test[0].mean(), tolerance=0.01)
-check(... if copies is ... else ((copies == 0) | (copies == 1)).float().mean(), torch.tensor(1.0))
+miss = ... if copies is ... else (copies.mean(0) - digits.test[0]).abs().max()
+check(... if copies is ... else miss < 0.06, True)  # each pixel is white as often as it should
+check(... if copies is ... else ((copies == 0) | (copies == 1)).all(), True)
 q1 = DiagNormal(torch.tensor([0.3, -1.0]), torch.tensor([0.5, 0.2]))
 q2 = DiagNormal(torch.tensor([0.0, -0.8]), torch.tensor([0.3, 0.4]))
 z = torch.cartesian_prod(*[torch.linspace(-4, 4, 801)] * 2)  # a fine grid: the check integrates

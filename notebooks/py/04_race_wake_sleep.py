@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 04 · Race wake-sleep
 #
-# **What you will do.** You let Auto-Encoding Variational Bayes (AEVB) run against its oldest rival, the wake-sleep algorithm, on two data sets and with every number of latents that the paper tried: eighteen runs, the paper's figure 2. Before the start you take wake-sleep apart, on an example small enough to be exact.
+# **What you will do.** You let Auto-Encoding Variational Bayes (AEVB) run against its oldest rival, the wake-sleep algorithm, on two data sets and with every number of latents (Nz) that the paper tried: eighteen runs, the paper's figure 2. Before the start you take wake-sleep apart, on an example small enough to be exact.
 #
 # **What you will learn.**
 # - the two phases of wake-sleep, as formulas and as code;
@@ -205,7 +205,7 @@ for name, best in (("aevb", seeker), ("wake-sleep", coverer)):
     density = Normal(*best).log_prob(GRID).exp()
     right.plot(GRID, density, color=COLORS[name], label=f"best q for {name}")
 label(right, "mode seeking and mode covering", "z", "density", xlim=(-4, 4))
-right.legend(fontsize=9, loc="upper left")
+right.legend(fontsize=9, loc="upper right")
 plt.show()
 
 # %% [markdown]
@@ -220,17 +220,18 @@ plt.show()
 # %% [markdown]
 # ### A sleep step that lowers the bound
 #
-# Put $q$ at the bound's optimum, in the right-hand mode, and let the sleep phase improve it: gradient steps down $\mathrm{KL}(p\|q)$ in $m$ and $\ln s$.
+# Put $q$ at the bound's optimum, in the right-hand mode, and let the sleep phase improve it: steps down the gradient of $\mathrm{KL}(p\|q)$ in $m$ and $\ln s$. At the start the slope is steep. So that no step can overshoot, none is longer than 0.05.
 
 # %%
 place = [seeker[0].abs().clone(), seeker[1].log().clone()]
 path = []
-for _ in range(81):
+for _ in range(61):
     place = [value.detach().requires_grad_() for value in place]
     forward, backward = divergences(log_p, place[0], place[1].exp())
     path.append((evidence - forward.item(), backward.item()))
     slopes = torch.autograd.grad(backward, place)
-    place = [value - 0.03 * slope for value, slope in zip(place, slopes, strict=True)]
+    length = torch.stack(slopes).norm().clamp_min(1)  # of the gradient
+    place = [value - 0.05 * slope / length for value, slope in zip(place, slopes, strict=True)]
 bounds, sleeps = np.array(path).T
 
 # %% [markdown]
@@ -247,7 +248,7 @@ right.legend(fontsize=10)
 plt.show()
 
 # %% [markdown]
-# *What to see.* **Left:** every sleep step lowers sleep's own objective. **Right:** the bound, which stood at its best for any Gaussian encoder, falls. No noise is involved and the steps are small; this is what exact optimisation of the sleep objective does. A training curve of wake-sleep can therefore go *down* for a reason, and a run that looks unstable is not always a run with a bad step size. (Often it is that as well. We will see both.)
+# *What to see.* **Left:** every sleep step lowers sleep's own objective. **Right:** the bound, which stood at its best for any Gaussian encoder, falls by more than 12 nats, step by step, although each step is short; near sleep's optimum it recovers a little. No noise is involved; this is what exact optimisation of the sleep objective does. A training curve of wake-sleep can therefore go *down* for a reason, and a run that looks unstable is not always a run with a bad step size. (Often it is that as well. We will see both.)
 
 # %% [markdown]
 # ### A staircase that goes round
@@ -328,7 +329,7 @@ show_rows(dreams, "the sleep phase sees only the lower rows")
 plt.show()
 
 # %% [markdown]
-# *What to see.* At the start a dream is noise, and the encoder learns to decode noise, diligently: samples spent on a task that nobody has set. Then the dreams become blots in the middle of the picture, about as dense as a digit, and even the last row has no strokes in it; the data in the first row are nothing else. The encoder is tested on the data and trained on something else. It improves as the decoder improves, and the decoder can only improve with a useful encoder: a slow start is built in. More latents make it slower: the encoder has to find out about each of them from dreams in which it hardly matters yet.
+# *What to see.* At the start a dream is noise, and the encoder learns to decode noise, diligently: samples spent on a task that nobody has set. Then the dreams become blots in the middle of the picture, about as dense as a digit, and even the last row has no strokes in it; the data in the first row are nothing else. The encoder is tested on the data and trained on something else. It improves as the decoder improves, and the decoder can only improve with a useful encoder: a slow start is built in. Very many latents make it slower: the encoder has to find out about each of them from dreams in which it hardly matters yet.
 #
 # ## 4. What a sample costs
 #
@@ -363,7 +364,7 @@ print(f"ratio: {cost['wake-sleep'] / cost['aevb']:.1f}")
 #
 # | | paper | classroom |
 # |---|---|---|
-# | MNIST | 60,000 digits, 500 hidden units, Nz = 3, 5, 10, 20, 200 | 4,000 digits, 64 hidden units, the same Nz |
+# | MNIST (Nz: the number of latents) | 60,000 digits, 500 hidden units, Nz = 3, 5, 10, 20, 200 | 4,000 digits, 64 hidden units, the same Nz |
 # | Frey Face | 200 hidden units, Nz = 2, 5, 10, 20 | 64 hidden units, the same Nz |
 # | samples shown to each run | 100,000,000 | 100,000 digits or 50,000 faces |
 # | samples before the step size is chosen | "the first few iterations" (100,000 here at paper scale) | 20,000 digits or 5,000 faces |
@@ -378,7 +379,7 @@ print(f"ratio: {cost['wake-sleep'] / cost['aevb']:.1f}")
 #
 # *The prior of the weights.* It adds $\frac12\lVert\theta\rVert^2$ to the loss of the whole data set, so $\frac{1}{2N}\lVert\theta\rVert^2$ to the mean loss of an image: a weight decay of $1/N$. Both methods have it, for both networks.
 #
-# *The step size.* One step size for both would not be fair: the two follow gradients of different sizes. And the best one on the *test* set would be cheating. So each of the eighteen runs tries all three for a first stretch. The one with the highest bound on *training* images goes on, the other two stop. This is what the paper does ("based on performance on the training set in the first few iterations"). How long the stretch is matters more than one would think; section 7 shows why ours is a fifth of the race on the digits.
+# *The step size.* One step size for both might not be fair: the two follow gradients of different sizes. And the best one on the *test* set would be cheating. So each of the eighteen runs tries all three for a first stretch. The one with the highest bound on *training* images goes on, the other two stop. This is what the paper does ("based on performance on the training set in the first few iterations"). How long the stretch is matters more than one would think; section 7 shows why ours is a fifth of the race on the digits.
 #
 # *The bound.* Always the same estimate, for both methods: $\mathcal L$ with one sample of $z$ and always the same noise, on the test images and on as many training images. Wake-sleep is judged by a bound that it does not climb. But it *is* a lower bound of $\log p(x)$ for any encoder, and it is how figure 2 compares them. (Figure 3 uses estimates of $\log p(x)$ itself: notebook 05.)
 #
@@ -504,7 +505,7 @@ plt.show()
 #
 # **The plateau and the way off it.** Then the latents must begin to carry something. AEVB's encoder is told by the gradient, image by image, in which direction the reconstruction improves. Wake-sleep's encoder has to wait for dreams worth decoding. On the faces it is still waiting at the end of our short race: the curve is flat, just below the best that a decoder without latents can do.
 #
-# **How large is the lead?** On the digits it is anything from a few nats to tens of nats; which step sizes were chosen and which seed it was matters as much as Nz. So we claim the sign of the lead, not its size. With 200 latents both end near the dotted line, where latents carry next to nothing. That is the second difference of section 1 at work: in a dream, one of 200 latents hardly changes the image, so the sleep phase learns little about it, while the noise in all 200 disturbs the decoder; and AEVB's decoder is disturbed just as much. Wake-sleep starts so far down that its first points lie below the panel.
+# **How large is the lead?** On the digits it is anything from a few nats to tens of nats; which step sizes were chosen and which seed it was matters as much as Nz. So we claim the sign of the lead, not its size. With 200 latents the end of the race is close to the dotted line, AEVB a little above it and wake-sleep below: latents carry next to nothing. That is the second difference of section 1 at work: in a dream, one of 200 latents hardly changes the image, so the sleep phase learns little about it, while the noise in all 200 disturbs the decoder; and AEVB's decoder is disturbed just as much. Wake-sleep starts so far down that its first points lie below the panel.
 #
 # The paper's figure 2 runs more than a thousand times longer and shows the same order in all nine panels. Its axes span $-150$ to $-100$ nats for MNIST and 0 to 1600 for Frey Face. Our numbers are lower, because the race is short and the networks are small.
 
@@ -538,43 +539,45 @@ else:
 STYLES = dict(zip(race.STEP_SIZES, ("-", "--", ":"), strict=True))
 
 
-def draw(ax, rows, size, name, color=COLORS["wake-sleep"]):
-    """A training bound against samples; the line style tells the step size."""
+def draw(ax, rows, size, name):
+    """Wake-sleep's training bound against samples; the line style tells the step size."""
     seen, bounds = ([row[key] for row in rows] for key in ("samples", "train_bound"))
-    ax.semilogx(seen, bounds, STYLES[size], color=color, label=name)
+    ax.semilogx(seen, bounds, STYLES[size], color=COLORS["wake-sleep"], label=name)
 
 
 def draw_ends(ax, method, size):
     """The training bound after the first stretch on the digits, for every Nz."""
-    trials = [by["mnist", n, method].trials[size] for n in race.LATENTS["mnist"]]
+    trials = [by["mnist", n, method].trials.get(size) for n in race.LATENTS["mnist"]]
     ends = [rows[-1]["train_bound"] if rows else math.nan for rows in trials]
     ax.plot(ends, "o" + STYLES[size], color=COLORS[method], label=f"{method}, {size:g}")
 
 
 # %%
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.2))
-for latents, ax in ((3, left), (200, middle)):
-    for size, rows in by["mnist", latents, "wake-sleep"].trials.items():
-        draw(ax, rows, size, f"{size:g}, first stretch")
-draw(left, tried.rows, 0.1, "0.1, to the end", COLORS["mcem"])
 chosen = by["mnist", 3, "wake-sleep"]
-draw(left, chosen.rows, chosen.step_size, f"chosen ({chosen.step_size:g}), to the end", "k")
+to_the_end = {0.1: tried.rows, chosen.step_size: chosen.rows}
+for size, rows in chosen.trials.items():
+    name = f"{size:g}, chosen" if size == chosen.step_size else f"{size:g}"
+    draw(left, to_the_end.get(size, rows), size, name)
+for size, rows in by["mnist", 200, "wake-sleep"].trials.items():
+    draw(middle, rows, size, f"{size:g}")
 for method in race.METHODS:
     for size in race.STEP_SIZES:
         draw_ends(right, method, size)
 right.set_xticks(range(len(race.LATENTS["mnist"])), race.LATENTS["mnist"])
 seen, bound_nats = "training images seen", "training bound (nats per image)"
 label(left, "wake-sleep, Nz = 3: the fast starter", seen, bound_nats, ylim=(-310, -150))
-label(middle, "wake-sleep, Nz = 200: a bad start", seen, None, ylim=(-900, -150))
+label(middle, "wake-sleep, Nz = 200, first stretch", seen, None, ylim=(-900, -150))
 label(right, "after the first stretch", "latents Nz", None, ylim=(-300, -170))
-for ax, place in ((left, "lower right"), (middle, "lower right"), (right, "lower left")):
-    ax.legend(fontsize=8.5, loc=place)
+left.axvline(STRETCH["mnist"], color=COLORS["bound"], lw=1, label="end of the first stretch")
+for ax, place in ((left, "lower right"), (middle, "lower left"), (right, "lower left")):
+    ax.legend(fontsize=8.5, loc=place, handlelength=4, frameon=True, framealpha=1, edgecolor="w")
 plt.show()
 
 # %% [markdown]
-# *What to see.* **Left:** with 3 latents and a step size of 0.1 (dotted), wake-sleep is the fastest of all at the start. Then it stops, at about the height of a decoder that ignores $z$ (the dotted line of figure 2), and stays there to the end of the race, while the slower step size (black) passes it and goes on climbing. Nothing blows up; it is an early success that closes the way: a decoder that has learned the mean image in a hurry dreams mean images, and from those the encoder learns nothing. Had we chosen after 5,000 digits, we would have chosen this one. **Middle:** with 200 latents the order is the reverse at first: the large step throws the bound down by hundreds or thousands of nats, far below the panel, and it takes ten thousand samples to come back. The smaller steps rise, waver, and rise again. **Right:** what the choice was based on: the training bound after the first stretch, for each method and step size (points below the panel are not shown). The lines of wake-sleep lie further apart than those of AEVB: it minds its step size more.
+# *What to see.* **Left:** the thin line is where the choice was made; the extra run goes on past it. With 3 latents and a step size of 0.1 (dotted), wake-sleep is the fastest of all at the start. Then it stops, at about the height of a decoder that ignores $z$ (the dotted line of figure 2), and stays there to the end of the race, while the smaller step size that was chosen (dashed) passes it and goes on climbing. Nothing blows up; it is an early success that closes the way: a decoder that has learned the mean image in a hurry dreams mean images, and from those the encoder learns nothing. Had we chosen after 5,000 digits, we would have chosen this one. **Middle:** with 200 latents the order is the reverse at first: the large step throws the bound down by hundreds or thousands of nats, far below the panel, and it takes ten thousand samples to come back. The smaller steps rise, waver, and rise again. **Right:** what the choice was based on: the training bound after the first stretch, for each method and step size (points below the panel are not shown). For 200 latents wake-sleep's three points are tens of nats apart, and AEVB's nearly coincide. For fewer latents the two methods mind their step size about equally.
 #
-# So the answer is yes, twice. One step size for all would have handicapped somebody, and a choice made too early would have sent wake-sleep into a dead end in some races. AEVB would have won those more easily, and for a bad reason.
+# So was it necessary? Here 0.02 would have served: 15 of the 18 runs chose it. But that could not be known before, and the other three were ahead with another one after the first stretch. Taking time over it *was* necessary: a choice made too early would have sent wake-sleep with 3 latents into a dead end. AEVB would have won that race more easily, and for a bad reason.
 #
 # ## 8. Superfluous latents
 #
@@ -587,7 +590,6 @@ def final(name, latents, method, which):
     return by[name, latents, method].rows[-1][f"{which}_bound"]
 
 
-gap = {key: final(*key, "train") - final(*key, "test") for key in by}
 figure, axes = plt.subplots(1, 2, figsize=(12, 4))
 for ax, (name, sizes) in zip(axes, race.LATENTS.items(), strict=True):
     for which, style in (("train", "--"), ("test", "-")):
@@ -597,22 +599,22 @@ for ax, (name, sizes) in zip(axes, race.LATENTS.items(), strict=True):
     ax.set_xticks(range(len(sizes)), sizes)
     label(ax, TITLES[name], "latents Nz", "final bound (nats per image)")
 axes[0].legend(fontsize=10)
-figure.suptitle("The gap between training and test stays small, whatever Nz")
+figure.suptitle("What many latents lose, they lose on the training images as well")
 plt.show()
 
 # %% [markdown]
-# *What to see.* The vertical distance between dashed and solid lines is the gap. It stays small from the fewest latents to the most.
+# *What to see.* The vertical distance between dashed and solid lines is the gap. **On the digits** it is about as wide with 200 latents as with 3: in this short race no gap opens yet. **On the faces** it is wider with ten and twenty latents than with two and five, and by how much differs from seed to seed: here overfitting may begin. So our race does not settle the paper's point. Notebook 03 trains larger networks further, and there the gap is plain to see.
 #
-# What does *not* hold in our short race: "the more latents the better, or at least no worse". AEVB with 200 latents ends *below* AEVB with 5. Look at its training bound, though: that is just as low. It has not overfitted; it has not finished. At the start each of 200 latents adds noise to the decoder's input, and switching off those that do not pay takes samples. In the paper's race there are a thousand times as many samples to do it in. So we claim only what our race can show: no gap opens, and from 5 to 20 latents on the digits the test bound does not suffer.
+# What does *not* hold in our short race: "the more latents the better, or at least no worse". On the digits AEVB with 200 latents ends *below* AEVB with 5, and on the faces so does AEVB with 10 or 20. Look at their training bounds, though: those are lower, too. Most of the loss is therefore not overfitting: these runs have not finished. At the start each of 200 latents adds noise to the decoder's input, and switching off those that do not pay takes samples. In the paper's race there are a thousand times as many samples to do it in. So we claim only what our race can show: what 200 latents lose on the test digits, they lose on the training digits as well; no test bound has turned down; and from 5 to 20 latents on the digits the test bound does not suffer.
 
 # %% [markdown]
 # ## Claims
 #
 # 1. **The wake phase is half of AEVB**: the same gradient for the decoder.
-# 2. **The sleep phase is not the other half.** In the exact example its optimum has the posterior's moments; there the bound is lower than at its own optimum by more than a nat; and the sleep steps lower the bound. Around a closed loop AEVB climbs nothing, wake-sleep more than a tenth of a nat: it has no objective.
+# 2. **The sleep phase is not the other half.** In the exact example its optimum has the posterior's moments; there the bound is lower than at its own optimum by more than a nat; and the first fifty sleep steps all lower the bound, which ends more than ten nats down. Around a closed loop AEVB climbs nothing, wake-sleep more than a tenth of a nat: it has no objective.
 # 3. **AEVB is above wake-sleep at equal samples**, on the test set, for every Nz on both data sets, by more than half a nat: at the end, and on average over the second half of the race.
-# 4. **Superfluous latents do not overfit.** For AEVB, and every Nz, the gap between training and test is larger than that with the fewest latents by less than 4 nats on the digits and 30 on the faces, and the test bound has not turned down: it ends no more than 2 or 20 nats below its highest value. On the digits, 20 latents are not worse than 5 by more than 5 nats.
-# 5. **The step size had to be chosen for each.** With 0.1, wake-sleep with 3 latents ends more than five nats below itself with the chosen one.
+# 4. **What 200 latents lose is not lost by overfitting.** On the digits, AEVB with 200 latents ends more than 10 nats below AEVB with 5 on the test images, and at least three quarters of that is lost on the training images, too. For every Nz on both data sets, AEVB's test bound has not turned down: it ends no more than 2 nats (digits) or 10 (faces) below its highest value. On the digits, 20 latents are not worse than 5 by more than 5 nats.
+# 5. **A careless step size costs wake-sleep more than five nats.** So much lower does it end with 3 latents and 0.1 than with the chosen step size.
 #
 # A race that was cut with `VAELIB_RACE_SAMPLES` is not judged: claims 3 to 5 then say "cut".
 
@@ -623,8 +625,10 @@ print("2. sleep's optimum has the mean and the deviation of the posterior:", mat
 (seeker_kl, _), (coverer_kl, _) = (divergences(log_p, *pair) for pair in (seeker, coverer))
 loss = float(coverer_kl - seeker_kl)
 print(f"   it loses {loss:.1f} nats of bound against the bound's own optimum")
-falls = bool((np.diff(sleeps) < 0).all() and bounds[-1] < bounds[0] - 0.5)
-print("   sleep steps lower sleep's objective, and the bound by over half a nat:", falls)
+falls = bool((np.diff(sleeps) < 0).all() and (np.diff(bounds[:51]) < 0).all())
+falls = falls and bool(bounds[-1] < bounds[0] - 10)
+print("   sleep steps lower sleep's objective, the first fifty of them the bound as well,")
+print("   and in the end the bound is lower by over ten nats:", falls)
 home, away = (abs(float(climbs[method][-1])) for method in race.METHODS)
 print("   around the loop AEVB comes home, wake-sleep does not:", home < 1e-3 and away > 0.1)
 assert same_wake and matched and loss > 1 and falls and home < 1e-3 and away > 0.1
@@ -652,12 +656,18 @@ for name, latents in ((name, n) for name, sizes in race.LATENTS.items() for n in
 assert len(by) == 18
 
 # %%
-for name, gap_margin, fall_margin in (("mnist", 4, 2), ("frey", 30, 20)):
-    for latents in race.LATENTS[name][1:]:
-        opens = gap[name, latents, "aevb"] - gap[name, race.LATENTS[name][0], "aevb"]
-        test = [row["test_bound"] for row in by[name, latents, "aevb"].rows]
-        held = opens < gap_margin and test[-1] > max(test) - fall_margin
-        claim(f"4. {name}, Nz = {latents}: the gap stays closed, the test bound up:", held)
+lost = {
+    which: final("mnist", 5, "aevb", which) - final("mnist", 200, "aevb", which)
+    for which in ("train", "test")
+}
+claim("4. mnist: 200 latents end over 10 nats below 5 on test images:", lost["test"] > 10)
+claim("   and three quarters of it on training images, too:", lost["train"] > 0.75 * lost["test"])
+for name, margin in (("mnist", 2), ("frey", 10)):
+    ends = [[row["test_bound"] for row in by[name, n, "aevb"].rows] for n in race.LATENTS[name]]
+    claim(
+        f"   {name}: no test bound has turned down by {margin} nats:",
+        all(test[-1] > max(test) - margin for test in ends),
+    )
 gain = final("mnist", 20, "aevb", "test") - final("mnist", 5, "aevb", "test")
 claim("   mnist: 20 latents are at most 5 nats worse than 5:", gain > -5)
 careless_end = tried.rows[-1]["test_bound"] if tried.rows else -math.inf
@@ -692,7 +702,15 @@ check(four, [kl for q in answers for kl in (kl_divergence(q, p), kl_divergence(p
 #
 # **4. Without quarrel.** Change the example of section 2 to $p(x|z) = \mathcal N(x; z, 0.5^2)$. Where are the two minima now, and why does wake-sleep have no disadvantage in this model?
 #
-# **5. To try.** Set `SEED` to another number, or give both methods 20 hidden units, or let only AEVB use a step size of 0.01. Predict first which panels will change.
+# **5. To try.** Set `SEED` to another number, or give both methods 20 hidden units, or let only AEVB use a step size of 0.01. For the last, put these lines at the end of the cell that makes the runners:
+#
+# ```python
+# from dataclasses import replace
+# runners = [replace(r, step_sizes=(0.01,)) if r.method == "aevb" else r for r in runners]
+# everyone = [careless, *runners]
+# ```
+#
+# Each time the race takes a minute or two. Claims may fail then; that is a result, and it breaks nothing. Predict first which panels will change.
 
 # %%
 made_up = {

@@ -88,18 +88,19 @@ print("2.", round(bits_per_pixel(1000.0, pixels=560), 4), "bits per pixel")
 
 # %%
 @torch.no_grad()
-def noise_ratio(vae, x):
-    """Standard deviation of the distortion estimate with L = 1 over that with L = 10."""
+def noise(vae, x):
+    """Standard deviations of the distortion estimate with L = 1 and with L = 10, nats."""
     copies = x.repeat(400, 1, 1, 1)  # (400 · B, 1, 28, 28)
     estimates = (vae.elbo(copies, samples=count).distortion for count in (1, 10))
-    one, ten = (estimate.view(400, len(x)).var(0).mean() for estimate in estimates)
-    return float((one / ten).sqrt())
+    one, ten = (estimate.view(400, len(x)).var(0).mean().sqrt() for estimate in estimates)
+    return float(one), float(ten)
 
 
 vae = build(10)
 training.fit(vae, few, epochs=3, optimizer=adam, progress=False)
 torch.manual_seed(0)
-ratio = sum(noise_ratio(vae, x) for x in digits.test[:30].split(10)) / 3
+pairs = [noise(vae, x) for x in digits.test[:30].split(10)]
+ratio = sum(one / ten for one, ten in pairs) / 3
 # Each of the three ratios is uncertain by 0.25 or so: the distortion of a model trained this
 # shortly has heavy tails. Their mean is uncertain by 0.15.
 assert abs(ratio - math.sqrt(10)) < 0.5
@@ -120,7 +121,8 @@ def draw_binary(x):
 torch.manual_seed(0)
 copies = draw_binary(digits.test[:1].expand(2000, -1, -1, -1))
 assert ((copies == 0) | (copies == 1)).all()
-assert abs(copies.mean() - digits.test[0].mean()) < 2e-3
+# The mean of 2,000 draws has a deviation of at most 0.011: the worst of 784 pixels stays below 0.06.
+assert (copies.mean(0) - digits.test[0]).abs().max() < 0.06
 
 torch.manual_seed(0)
 binary_test, rates = draw_binary(digits.test), {}
