@@ -56,11 +56,14 @@ def free_bits_by_row(distortion, terms, nats):
     return distortion + rows.clamp(min=nats).sum()
 
 
-terms = torch.tensor([[[1.0, 1.0], [0.0, 0.4]], [[3.0, 1.0], [0.2, 0.6]]])  # (2, 2, 2)
-loss = free_bits_by_row(torch.zeros(2), terms, 1.0)
-assert torch.equal(loss, torch.tensor([4.0, 4.0]))  # the second row, 0.6 on average, costs 1
-bound = SplitELBO(torch.zeros(2), terms.sum((1, 2)), terms)
+terms = torch.tensor([[[1.0, 1.0], [0.0, 0.4]], [[3.0, 1.0], [0.9, 0.5]]])  # (2, 2, 2)
+distortion = torch.tensor([22.0, 30.0])
+loss = free_bits_by_row(distortion, terms, 1.0)
+assert torch.equal(loss, torch.tensor([26.0, 34.0]))  # the second row, 0.9 on average, costs 1
+bound = SplitELBO(distortion, terms.sum((1, 2)), terms)
 assert torch.allclose(loss, FreeBits(1.0, "row")(bound))
+too_early = distortion + terms.sum(2).clamp(min=1.0).sum(1)  # the maximum before the mean
+assert too_early.mean() > loss.mean() + 0.1
 print("2.", loss.tolist())
 
 # %% [markdown]
@@ -92,4 +95,4 @@ print("3.", round(channel(2.0, 1.5, 2), 4))
 #
 # **5. The dial.** The rate grows as β falls, and the cost grows faster. At β = 0.3 our run had a rate of about 23 nats and a bound more than 6 nats below that of β = 1. The probe gains little there: after the class and the coarse shape are told, the extra nats tell single pixels.
 #
-# **6. A quiet encoder.** Its rate is zero to two decimals, and in our run its bound was about one nat *worse* than that of the loud one. Here is a model that would gain from its latents and does not find the way: this collapse is one of optimisation, not of preference. In the picture of the coin: the quiet encoder starts at $\varepsilon \approx \tfrac12$, at the right edge. There the decoder learns nothing from $z$, moves to $\delta = \tfrac12$, and the star is reached before the valley floor is found. A loud encoder starts at a small $\varepsilon$, and the decoder has something to listen to from its first update.
+# **6. A quiet encoder.** Its rate is zero to two decimals, and in our run its bound was about one nat *worse* than that of the loud one. Here is a model that would gain from its latents and does not find the way: this collapse is one of optimisation, not of preference. In the picture of the coin: the quiet encoder starts at $\varepsilon \approx \tfrac12$, beside a decoder that does not listen yet, $\delta \approx \tfrac12$. That is next to the star, where the floor is flat, and nothing leads away. A loud encoder starts at a small $\varepsilon$, in the upper left of the picture, and the decoder has something to listen to from its first update.

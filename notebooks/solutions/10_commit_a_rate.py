@@ -76,19 +76,22 @@ assert fees[56][1] > 3.5 * fees[14][1]
 print("3.", [round(fee, 3) for fee in two_fees], {n: round(one, 2) for n, (one, _) in fees.items()})
 
 # %% [markdown]
-# **4. A guarantee for each channel.** The channels of the prior are independent, and so are all entries of the posterior given $x$. The KL divergence of two products is the sum of the divergences, one for each channel. Each term has its own minimum, $\delta_k$, and contains no parameter of another channel's posterior. (They come from the same network, but the bound holds for any values that it may put out.) So the channel $\alpha = 0.9$ pays at least $\delta$ of a single channel, whatever the others do.
+# **4. A guarantee for each channel.** The channels of the prior are independent, and so are all entries of the posterior given $x$. The KL divergence of two products is the sum of the divergences, one for each channel. Each term has its own minimum, $\delta_k$, and contains no parameter of another channel's posterior. (They come from the same network, but the bound holds for any values that it may put out.) So the channel $\alpha = 0.5$ pays at least $\delta$ of a single channel, whatever the others do.
+#
+# The condition matters. If the rows of the posterior could be correlated, $q = p$ would be allowed, and the least rate would be zero.
 
 # %%
-fee_of_one_channel = delta(14, 0.9)
+fee_of_one_channel = delta(20, 0.5)
+assert math.isclose(fee_of_one_channel, 2.1521330, rel_tol=1e-6)
 
 alpha = torch.tensor([0.5, 0.9])
-scale = committed_variance(alpha, 14).sqrt().clone()
-scale[:, 0] *= 5  # the other channel pays far too much
-q = DiagNormal(torch.zeros(14, 2), scale, event_dims=2)
-one = DiagNormal(torch.zeros(14, 1), scale[:, 1:], event_dims=2)
-other = DiagNormal(torch.zeros(14, 1), scale[:, :1], event_dims=2)
-parts = kl_divergence(one, AR1(alpha[1:], 14)), kl_divergence(other, AR1(alpha[:1], 14))
-assert torch.isclose(kl_divergence(q, AR1(alpha, 14)), sum(parts))
+scale = committed_variance(alpha, 20).sqrt().clone()
+scale[:, 1] *= 5  # the other channel pays far too much
+q = DiagNormal(torch.zeros(20, 2), scale, event_dims=2)
+one = DiagNormal(torch.zeros(20, 1), scale[:, :1], event_dims=2)
+other = DiagNormal(torch.zeros(20, 1), scale[:, 1:], event_dims=2)
+parts = kl_divergence(one, AR1(alpha[:1], 20)), kl_divergence(other, AR1(alpha[1:], 20))
+assert torch.isclose(kl_divergence(q, AR1(alpha, 20)), sum(parts))
 assert math.isclose(parts[0].item(), fee_of_one_channel, rel_tol=1e-9)
-assert parts[1].item() > delta(14, 0.5) + 10
+assert parts[1].item() > delta(20, 0.9) + 10
 print("4.", round(fee_of_one_channel, 3))
