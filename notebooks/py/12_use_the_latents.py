@@ -530,7 +530,7 @@ for ax, points, reach in ((axes[0], table, 9.5), (axes[1], table_small, 14)):
         two = points.loc[[name.removesuffix(", auxiliary"), name]]
         ax.plot(two["rate"], two["distortion"], "-", color="#BBBBBB", zorder=0)
     label(ax, None, "rate (nats); open: with the auxiliary prior", "distortion (nats)")
-STYLE |= {"δ-VAE, low": ("<", "#56B4E9"), "δ-VAE, high": (">", "#AA4499")}
+STYLE |= {"δ-VAE, low": ("<", "#56B4E9"), "δ-VAE, high": (">", "#CC6677")}
 for ax, points in zip(axes, (table, table_small), strict=True):
     for name, (rate, distortion) in points[["rate", "distortion"]].iterrows():
         marker, color = STYLE[name.removesuffix(", auxiliary")]
