@@ -42,8 +42,8 @@ def label(ax, title, x, y, **more):
     ax.set(title=title, xlabel=x, ylabel=y, **more)
 
 
-def line(ax, x, y, concept, style="-", name=None, **more):
-    ax.plot(x, y, style, color=COLORS[concept], label=name, **more)
+def line(ax, x, y, color, style="-", name=None, **more):  # color: a concept's, or any other
+    ax.plot(x, y, style, color=COLORS.get(color, color), label=name, **more)
 
 
 # %% [markdown]
@@ -215,17 +215,18 @@ def error(decoder, x, samples):
 numbers, precisions = [1, 2, 4, 8, 16, 32, 64], [0.5, 1, 2, 4, 10, 20]
 counts = [10, 100, 1000, 10_000]
 figure, axes = plt.subplots(1, 3, figsize=(13, 3.9))
-for latents, concept, mark in [(1, "prior", "o"), (3, "encoder", "s"), (10, "aevb", "^")]:
+shades = map(plt.get_cmap("magma"), [0.75, 0.5, 0.15])  # the darker, the more latents
+for latents, shade, mark in zip([1, 3, 10], shades, "os^", strict=True):
     more = [efficiency(dims, latents, 0.5) for dims in numbers]
     better = [efficiency(16, latents, 1 / precision) for precision in precisions]
     for ax, values, shares in [(axes[0], numbers, more), (axes[1], precisions, better)]:
         measured, exact = zip(*shares, strict=True)
-        line(ax, values, measured, concept, mark, f"latents: {latents}")
-        line(ax, values, exact, concept, "--")
-        ax.axhline(1e-4, color=COLORS["bound"], lw=1)  # one draw of 10,000
+        line(ax, values, measured, shade, mark, f"latents: {latents}")
+        line(ax, values, exact, shade, "--")
+        ax.axhline(1e-4, color="0.5", lw=1)  # one draw of 10,000
         ax.set(xscale="log", yscale="log", ylim=(1e-12, 2))
     case = random_room(16, latents, 0.5)
-    line(axes[2], counts, [error(*case, n) for n in counts], concept, mark + "-")
+    line(axes[2], counts, [error(*case, n) for n in counts], shade, mark + "-")
 label(axes[0], "more thermometers", "data dimensions D", "share of draws that count")
 label(axes[1], "better thermometers (D = 16)", "precision 1 / s", "share of draws that count")
 label(axes[2], "the estimate is too low", "draws K", "error of log p(x) (nats)", xscale="log")
@@ -267,17 +268,17 @@ def posterior(decoder, x):
 
 x_one = torch.tensor([[1.0, 1.1, 1.2, 1.0]])  # one warm morning
 exact = posterior(room, x_one)
-places = torch.tensor([[1.9, 0.6], [0.1, 0.05], [-0.6, 0.1]])  # on the arc, centre, in the gap
+places = torch.tensor([[1.9, 0.6], [0.0, 0.0], [-0.6, 0.1]])  # on the arc, centre, in the gap
 bent_posteriors = (log_joint_on_grid(places) - log_evidence_on_grid(places)).exp().T  # (3, 1001)
 x_gap, target, log_p_gap = places[2], bent_posteriors[2], log_evidence_on_grid(places)[2]
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.7))
 axes[0].scatter(*x.T, s=4, color=COLORS["data"], alpha=0.25)
-looks = zip(places, bent_posteriors, ["encoder", "decoder", "aevb"], "os^", strict=True)
-for place, density, concept, mark in looks:
-    line(axes[0], *place, concept, mark, ms=11)
-    line(axes[1], grid, density, concept)
+looks = zip(["0", "0.3", "0.55"], "os^", ["-", "--", "-."], strict=True)
+for place, density, (shade, mark, dashes) in zip(places, bent_posteriors, looks, strict=True):
+    line(axes[0], *place, shade, mark, ms=12, mec="white")
+    line(axes[1], grid, density, shade, dashes)
 label(axes[0], "three observations", "$x_1$", "$x_2$", aspect="equal")
 label(axes[1], "their causes on the horseshoe", "z", "p(z|x)", xlim=(-4, 4), ylim=(0, 4.6))
 axes[1].legend(["on the arc", "at the centre", "near the gap"], loc="upper left")
@@ -289,7 +290,7 @@ label(axes[2], "two heaters: prior and posterior", "$z_1$", "$z_2$", aspect="equ
 plt.show()
 
 # %% [markdown]
-# *What to see.* On the arc the cause is known well. At the centre every part of the arc is equally far, so the prior decides and the posterior is broad. Near the gap there are two explanations and nothing between: the posterior has *two modes*.
+# *What to see.* On the arc the cause is known well. At the centre every part of the arc is equally far, so the prior decides alone, and the posterior is the prior. Near the gap there are two explanations and nothing between: the posterior has *two modes*.
 #
 # Right: green is the prior, black the posterior of one warm morning. Both heaters warm the same thermometers. Given a warm room, if it was not the first heater it was the second. The two are independent before you look ($p(z)$ is round) and tied together after ($p(z|x)$ is a slanted ellipse). This is called *explaining away*, and it will matter when we choose a family for $q$.
 #
@@ -327,21 +328,21 @@ log_p_one = evidence(room).log_prob(x_one).item()
 figure, axes = plt.subplots(1, 2, figsize=(12, 4), width_ratios=[1, 1.5])
 weight, pair = torch.linspace(0.08, 4.2, 200), torch.tensor([0.3, 3.7])
 line(axes[0], weight, weight.log(), "exact")
-line(axes[0], pair, pair.log(), "encoder", "o--")
-line(axes[0], [2, 2], [pair.log().mean(), pair.mean().log()], "aevb", lw=4)
+line(axes[0], pair, pair.log(), "bound", "o--")
+line(axes[0], [2, 2], [pair.log().mean(), pair.mean().log()], "bound", lw=5)
 axes[0].text(1.9, 0.85, "log of the mean", ha="right")
 axes[0].text(2.15, -0.2, "mean of the logs")
 label(axes[0], "Jensen: the chord is below the graph", "weight w", "log w (nats)", ylim=(-2, 1.8))
-edges = torch.linspace(-25, 0, 126)
+edges, shares = torch.linspace(-25, 0, 126), torch.full((20_000,), 1 / 20_000)
 for (name, values), concept in zip(drawn.items(), ["prior", "encoder", "exact"], strict=True):
-    axes[1].hist(values, edges, density=True, alpha=0.45, color=COLORS[concept], label=name)
+    axes[1].hist(values, edges, weights=shares, alpha=0.45, color=COLORS[concept], label=name)
     axes[1].axvline(values.mean(), color=COLORS[concept], ls="--")
-label(axes[1], "dashed: the bound = mean log weight", "log w(z) (nats)", "density", yscale="log")
-axes[1].legend(loc="upper left")
+label(axes[1], "dashed: the bound = mean log w", "log w(z) (nats)", "share of draws", yscale="log")
+axes[1].legend(loc="upper left", bbox_to_anchor=(0.3, 1))
 plt.show()
 
 # %% [markdown]
-# *What to see.* Left: two weights, their mean on the axis, and the orange gap between the log of the mean and the mean of the logs. Equal weights would close it. Right: the log weights (those below the left edge are not drawn) of one morning under three choices of $q$. All three have the *same* mean weight, $p(x)$. The more the log weights scatter, the lower their mean. For the posterior there is no scatter at all: every draw returns $\log p(x)$ itself, the black spike.
+# *What to see.* Left: two weights, their mean, and the thick grey gap between the log of the mean and the mean of the logs. Equal weights would close it. Right: the log weights of one morning under three choices of $q$. (About a quarter of the prior's are below the left edge and not drawn.) All three have the *same* mean weight, $p(x)$. The more the log weights scatter, the lower their mean. For the posterior there is no scatter at all: every draw returns $\log p(x)$ itself, the black spike.
 #
 # ## 5. The bound, second way: an identity
 #
@@ -422,7 +423,7 @@ by_scale, by_mean = scan(best.mean[0].expand(200), scales), scan(means, best.std
 for ax, values, parts, name in zip(axes, (scales, means), (by_scale, by_mean), "σμ", strict=True):
     line(ax, values, parts.rate, "rate", name="rate")
     line(ax, values, parts.distortion, "distortion", name="distortion")
-    line(ax, values, -parts.value, "encoder", name="their sum = −ELBO", lw=3)
+    line(ax, values, -parts.value, "bound", name="their sum = −ELBO", lw=4)
     ax.axhline(-log_px, color=COLORS["exact"], ls="--", label="−log p(x), exact")
     ax.fill_between(values, -log_px, -parts.value, color="0.88", label="gap")
     label(ax, f"moving {name} of q", f"{name} of q", "nats", ylim=(0, 4.5))
@@ -432,7 +433,7 @@ axes[0].legend(loc="upper left", bbox_to_anchor=(0.08, 1), frameon=True, frameal
 plt.show()
 
 # %% [markdown]
-# *What to see.* Left: a narrow $q$ has little distortion, since its draws sit where they explain $x$, but it pays a high rate for such precision. A wide $q$ is the reverse. Their sum touches the dashed line at one point only, the posterior's own scale (dotted). Right: the same for the mean. The prior pulls towards zero, the datum towards one, and the best mean is in between. The grey area is the whole of what we lose, and it is a divergence.
+# *What to see.* Left: a narrow $q$ has little distortion, since its draws sit where they explain $x$, but it pays a high rate for such precision. A wide $q$ is the reverse, up to $\sigma = 1$; wider than the prior, it pays in both. Their sum touches the dashed line at one point only, the posterior's own scale (dotted). Right: the same for the mean. The prior pulls towards zero, the datum towards one, and the best mean is in between. The grey area is the whole of what we lose, and it is a divergence.
 #
 # ### Move it yourself
 #
@@ -609,10 +610,10 @@ levels = right.contourf(means, log_scales, surface, [0, *(2**k for k in range(9)
 figure.colorbar(levels, ax=right, label="KL(q ‖ posterior) (nats)")
 left.fill_between(grid[:, 0], target, color="0.75", label="posterior p(z|x)")
 line(left, grid, density(*matched), "wake-sleep", "-.", "best for KL(posterior ‖ q)")
-for (name, path), concept in zip(paths.items(), ["encoder", "aevb", "decoder"], strict=True):
+for (name, path), shade in zip(paths.items(), ["#6AAED6", "#0072B2", "#08306B"], strict=True):
     dashes = "--" if name == "middle" else "-"
-    line(left, grid, density(*path[-1]), concept, dashes, f"raise the bound from the {name}")
-    line(right, *path.T, concept, dashes, marker="o", markevery=[0, -1], mec="white", ms=9)
+    line(left, grid, density(*path[-1]), shade, dashes, f"raise the bound from the {name}")
+    line(right, *path.T, shade, dashes, marker="o", markevery=[0, -1], mec="white", ms=9)
 line(right, *matched, "wake-sleep", "D", mec="white", ms=10)
 label(left, "mode seeking against covering", "z", "density", xlim=(-4, 4), ylim=(0, 3.9))
 left.legend(fontsize=11, loc="upper center")
@@ -655,18 +656,21 @@ def ascend(parameters, objective, steps, rate, method=torch.optim.SGD):
 
 
 # %%
-def per_datum(x, steps=100):
+RATE = 0.03  # the step size of both; with 0.05 the shared encoder would diverge
+
+
+def per_datum(x, steps=200):
     """Local parameters (B, 2) and (B, 2), each climbing its own bound: the q's, the mean bound."""
     loc, log_scale = (torch.zeros(len(x), 2, requires_grad=True) for _ in range(2))
 
     def total():  # a sum: no datum feels any other
         return exact_elbo(room, DiagNormal(loc, log_scale.exp()), x).value.sum()
 
-    curve = ascend([loc, log_scale], total, steps, rate=0.05) / len(x)
+    curve = ascend([loc, log_scale], total, steps, RATE) / len(x)
     return DiagNormal(loc.detach(), log_scale.detach().exp()), curve
 
 
-def amortise(encoder, x, steps=1000, rate=0.03, method=torch.optim.SGD):
+def amortise(encoder, x, steps=1000, rate=RATE, method=torch.optim.SGD):
     """One encoder for all x, climbing the mean bound; returns the mean bound on the way."""
 
     def mean():
@@ -678,7 +682,10 @@ def amortise(encoder, x, steps=1000, rate=0.03, method=torch.optim.SGD):
 # %%
 local_q, local_curve = per_datum(readings)
 new_local_q, new_local_curve = per_datum(new_readings)
-shared_curve = amortise(encoder, readings)
+shared_curve = amortise(encoder, readings, steps=400)
+with torch.no_grad():
+    ready = exact_elbo(room, encoder(new_readings), new_readings).value
+ready = (exact_elbo(room, best_diagonal(new_readings), new_readings).value - ready).mean()
 size, steps = sum(p.numel() for p in encoder.parameters()), len(shared_curve)
 print(f"{'':36}per datum   amortised")
 print(f"{'numbers to store, 1,000,000 data':36}{4_000_000:9,}{size:12}")
@@ -688,20 +695,20 @@ print(f"{'gradients for 1,000,000 new data':36}{len(local_curve)},000,000{0:12}"
 # %%
 figure, ax = plt.subplots(figsize=(8.5, 4))
 for curve, data, look in [
-    (local_curve, readings, ("encoder", "--", "per datum, training data")),
-    (new_local_curve, new_readings, ("aevb", ":", "per datum, new data: all over again")),
-    (shared_curve, readings, ("encoder", "-", "amortised, training data")),
+    (local_curve, readings, ("0.75", "-", "per datum, training data", 7)),
+    (new_local_curve, new_readings, ("data", ":", "per datum, new data: all over again", 3)),
+    (shared_curve, readings, ("encoder", "-", "amortised, training data", 3)),
 ]:
     best_bound = exact_elbo(room, best_diagonal(data), data).value.mean()
-    line(ax, range(1, len(curve) + 1), best_bound - curve, *look, lw=3)
-line(ax, 1, 1e-6, "aevb", "D", "amortised, new data: no gradient", ms=12, clip_on=False)
+    line(ax, range(1, len(curve) + 1), best_bound - curve, *look[:3], lw=look[3])
+line(ax, 1, ready.item(), "encoder", "D", "amortised, new data: no gradient", ms=12, clip_on=False)
 label(ax, "pay again and again, or once", "gradients per datum", "nats below the best mean-field q")
-ax.set(xscale="log", yscale="log", ylim=(1e-6, 30))
-ax.legend(fontsize=11, loc="upper right")
+ax.set(xscale="log", yscale="log", ylim=(1e-12, 30))
+ax.legend(fontsize=11, loc="lower left", bbox_to_anchor=(0.1, 0.25))
 plt.show()
 
 # %% [markdown]
-# *What to see.* Each datum by itself climbs faster (dashed), because it has only its own four numbers to care about. But for new data it must climb all over again (dotted), while the encoder is there already: the diamond, at the foot of the axis, marks new data before any step. Given time, both reach the *same* bound for every datum; claim 5 checks it.
+# *What to see.* All take steps of the same size. Each datum by itself soon climbs faster (the grey band), because it has only its own four numbers to care about, while the encoder looks for one rule that suits five hundred mornings. But for new data each must climb all over again (dotted), while the encoder is there already: the diamond is its measured loss on new data, before any step. Given time, both reach the *same* bound for every datum; claim 5 checks it.
 #
 # The order of cost is worth remembering. With $N$ data and $T$ steps each, local inference takes $NT$ gradients for the training set, $N$ sets of parameters, and $T$ more gradients for each new datum. An encoder is trained once, has a fixed number of parameters, and needs one evaluation for a new datum. When the decoder is being learned as well, the local answers go out of date at each of its steps; the encoder merely follows along.
 #
@@ -774,17 +781,16 @@ class PriorEncoder(nn.Module):
         return DiagNormal(torch.zeros(len(x), 2), torch.ones(len(x), 2))
 
 
-contenders = [("prior", PriorEncoder(), "o", "q = prior"), ("bound", blind, "^", "half-blind")]
-contenders += [("encoder", encoder, "s", "linear"), ("exact", ExactEncoder(), "D", "exact, full")]
+contenders = [("prior", PriorEncoder(), "o-", "prior"), ("exact", ExactEncoder(), "D-", "exact")]
+contenders += [("encoder", blind, "^--", "half-blind"), ("encoder", encoder, "s-", "linear")]
 figure, ax = plt.subplots(figsize=(8.5, 4.3))
 draws = [1, 10, 100, 1000]
 for concept, each, mark, name in contenders:
     tighter = [importance_sampled(VAE(each, prior, room), readings, k) for k in draws]
     missing = evidence(room).log_prob(readings) - torch.stack(tighter)  # (4, 500) nats
-    line(ax, draws, missing.mean(1), concept, mark + "-", name)
-    ax.errorbar(
-        draws, missing.mean(1), 2 * missing.std(1) / 500**0.5, color=COLORS[concept], capsize=4
-    )
+    line(ax, draws, missing.mean(1), concept, mark, name)
+    error_bar = 2 * missing.std(1) / 500**0.5
+    ax.errorbar(draws, missing.mean(1), error_bar, color=COLORS[concept], ls="", capsize=4)
 label(ax, "more draws: a tighter bound", "draws K per datum", "log p(x) − $L_K$ (nats)")
 ax.set_xscale("log")
 ax.set_yscale("symlog", linthresh=0.01)
@@ -912,6 +918,8 @@ R = ...  # (2, 2), orthogonal
 
 
 def gap_after_rotation(R):
+    if not torch.allclose(R.T @ R, torch.eye(2)):
+        return math.nan  # R is not orthogonal
     turned = LinearDecoder(W @ R, room.bias, room.scale)
     same = torch.allclose(evidence(turned).log_prob(readings), evidence(room).log_prob(readings))
     print("still the same p(x):", same)

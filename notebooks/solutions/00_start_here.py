@@ -59,8 +59,9 @@ def line(start, end, steps):
     return (1 - t) * start + t * end
 
 
-here, there = torch.tensor([-1.0, 2.0]), torch.tensor([1.0, -2.0])
-walk = line(here, there, 3)
-assert torch.allclose(walk, torch.tensor([[-1.0, 2.0], [0.0, 0.0], [1.0, -2.0]]))
+here, there = torch.tensor([-1.0, 2.0]), torch.tensor([3.0, -2.0])
+in_five = torch.tensor([[-1.0, 2.0], [0.0, 1.0], [1.0, 0.0], [2.0, -1.0], [3.0, -2.0]])
+assert torch.allclose(line(here, there, 5), in_five)  # these numbers are exact in float32
+assert torch.allclose(line(here, there, 3), in_five[::2])
 assert torch.equal(line(here, there, 10)[[0, -1]], torch.stack([here, there]))
 print("All solutions of notebook 00 are right.")

@@ -145,7 +145,7 @@ assert min(nearby) == nearby[4]
 #
 # When the posterior is axis-aligned: $\Lambda = I + W^\top W/s^2$ diagonal, that is, when **the columns of $W$ are orthogonal**. Two heaters that warm the thermometers in orthogonal patterns need no explaining away.
 #
-# Rotating the causes changes $W^\top W$ to $R^\top W^\top W R$. Take as $R$ the eigenvectors of $W^\top W$ (the right singular vectors of $W$), and it is diagonal. $p(x)$ depends on $W W^\top = W R R^\top W^\top$ only, so it stays as it was.
+# Rotating the causes changes $W^\top W$ to $R^\top W^\top W R$. Take as $R$ the eigenvectors of $W^\top W$ (the right singular vectors of $W$), and it is diagonal. $p(x)$ depends on $W W^\top = W R R^\top W^\top$ only, so it stays as it was. For that, $R$ has to be orthogonal: a matrix of zeros has no gap either, but it makes another model.
 #
 # Keep this in mind for later: the evidence does not care about the rotation, but the *bound of a mean-field encoder does*. Maximising that bound therefore picks orthogonal columns. Notebook 07 meets this again.
 
