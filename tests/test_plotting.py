@@ -96,3 +96,16 @@ def test_save_figure_writes_whole_files_only(tmp_path, monkeypatch):
         plotting.save_figure(figure, "curve", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["curve.png"]
     assert path.read_bytes() == first
+
+
+def test_numbers_of_classes_in_one_place_can_be_read():
+    torch.manual_seed(0)
+    z = torch.randn(300, 2)
+    labels = torch.arange(300) % 3
+    ax = plotting.latent_scatter(z, labels)
+    places = torch.tensor([text.xy for text in ax.texts])
+    assert torch.pdist(places).min() > 0.04 * (z.max(0).values - z.min(0).values).max()
+    far = torch.tensor([[-9.0, 0.0], [0.0, 9.0], [9.0, 0.0]])[labels] + 0.1 * z
+    medians = torch.stack([far[labels == name].quantile(0.5, dim=0) for name in range(3)])
+    ax = plotting.latent_scatter(far, labels)
+    torch.testing.assert_close(torch.tensor([text.xy for text in ax.texts]).to(medians), medians)

@@ -176,15 +176,27 @@ def latent_scatter(z: Tensor, labels: Tensor | None = None, ax: Axes | None = No
         ax.scatter(*z.T, s=6, color=COLORS["encoder"], alpha=0.6)
     else:
         classes = labels.unique().tolist()
-        for index, name in enumerate(classes):
-            points = z[(labels == name).cpu().numpy()]
+        members = [z[(labels == name).cpu().numpy()] for name in classes]
+        # Numbers of classes that share a place are moved apart, so that each can be read.
+        centres = np.stack([np.median(points, 0) for points in members])
+        centres = _apart(centres, 0.05 * np.ptp(z, axis=0).max())
+        for index, (name, points) in enumerate(zip(classes, members, strict=True)):
             color = plt.get_cmap("tab10")(index % 10)
             ax.scatter(*points.T, s=8, color=color, alpha=0.5, linewidths=0, label=str(name))
             # The number at the centre tells classes apart without their colours.
-            ax.annotate(str(name), np.median(points, 0), ha="center", va="center", weight="bold")
+            ax.annotate(str(name), centres[index], ha="center", va="center", weight="bold")
             ax.texts[-1].set_bbox({"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1})
     ax.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
     return ax
+
+
+def _apart(places: np.ndarray, distance: float) -> np.ndarray:
+    """Points ``(N, 2)``, pushed until hardly any two are closer than ``distance``."""
+    for _ in range(100):
+        difference = places[:, None] - places  # (N, N, 2)
+        length = np.linalg.norm(difference, axis=-1, keepdims=True).clip(1e-9)
+        places = places + (difference / length * (distance - length).clip(0) / 2).sum(1)
+    return places
 
 
 def save_figure(figure: Figure, name: str, folder: str | os.PathLike | None = None) -> Path:

@@ -29,7 +29,7 @@ def linear_elbo(W, V, log_s, noise):
 
 
 # %% [markdown]
-# **1. Find the noise in the loss.** A Gaussian decoder has the distortion $\frac{1}{2\sigma^2}\|x - \hat x\|^2$ and a constant. The loss has $\frac{\text{weight}}{D}\|x - \hat x\|^2$. The two agree if $\sigma^2 = D / (2\,\text{weight})$. For $\sigma^2 = 0.01$ and $D = 784$ the weight is $784 / 0.02 = 39\,200$.
+# **1. Find the noise in the loss.** A Gaussian decoder has the distortion $\frac{1}{2\sigma^2}\|x - \hat x\|^2$ and a constant. The loss has $\frac{\text{weight}}{D}\|x - \hat x\|^2$. The two agree if $\sigma^2 = D / (2\,\text{weight})$. Solved for the weight, it is $D / (2\sigma^2)$: for $\sigma^2 = 0.01$ and $D = 784$ that is $784 / 0.02 = 39\,200$.
 
 
 # %%
@@ -37,13 +37,18 @@ def noise_variance(weight, pixels):
     return pixels / (2 * weight)
 
 
-assert noise_variance(1, 784) == 392 and math.isclose(noise_variance(39_200, 784), 0.01)
+def weight_for(noise, pixels):
+    return pixels / (2 * noise)
+
+
+assert noise_variance(1, 784) == 392 and math.isclose(noise_variance(2.5, 3072), 614.4)
+assert math.isclose(weight_for(0.01, 784), 39_200) and weight_for(0.5, 3072) == 3072
 x, x_hat, y_hat = torch.rand(3, 784)
 variance = noise_variance(5.0, 784)
 by_loss = 5.0 * (F.mse_loss(x_hat, x) - F.mse_loss(y_hat, x))
 by_density = (x_hat - x).square().sum() - (y_hat - x).square().sum()
 assert torch.isclose(by_loss, by_density / (2 * variance))  # differences: the constant is gone
-print("1. σ² =", noise_variance(1, 784), "and", noise_variance(39_200, 784))
+print("1. σ² =", noise_variance(1, 784), "and the weight", round(weight_for(0.01, 784)))
 
 # %% [markdown]
 # **2. Room for ten.** Any noise between the eleventh and the tenth eigenvalue will do; we take the middle. The rate is $\sum_{i \le 10} \tfrac12 \ln(\lambda_i/\sigma^2)$.
@@ -72,9 +77,8 @@ print(f"2. σ² = {your_noise:.2f}: ten latents, {rate:.2f} nats")
 
 # %%
 def rate_in_parts(eigenvalue, noise):
-    mean_square = 1 - noise / eigenvalue
     variance = noise / eigenvalue
-    return 0.5 * (mean_square + variance - 1 - math.log(variance))
+    return 1 - variance, variance, -math.log(variance)
 
 
 raw = torch.randn(2000, DIMS)
@@ -83,10 +87,12 @@ white = raw @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(raw.T, correction
 x = white * EIGENVALUES.sqrt()  # exactly this covariance
 for noise in (0.5, 2.0, 5.0):
     q = VAE(*linear_vae.PPCA.fit(x, 1, noise).slots()).encoder(x)
-    measured = (0.5 * (q.loc**2 + q.scale**2 - 1) - q.scale.log()).mean().item()
-    assert math.isclose(rate_in_parts(6.0, noise), measured, rel_tol=1e-9)
-    assert math.isclose(rate_in_parts(6.0, noise), 0.5 * math.log(6.0 / noise), rel_tol=1e-12)
-print("3.", [round(rate_in_parts(6.0, noise), 3) for noise in (0.5, 2.0, 5.0)], "nats")
+    measured = [part.mean().item() for part in (q.loc**2, q.scale**2, -2 * q.scale.log())]
+    parts = rate_in_parts(6.0, noise)
+    assert all(math.isclose(*pair, rel_tol=1e-9) for pair in zip(parts, measured, strict=True))
+    rate = 0.5 * (sum(parts) - 1)
+    assert math.isclose(rate, 0.5 * math.log(6.0 / noise), rel_tol=1e-12)
+    print(f"3. σ² = {noise}:", [round(part, 3) for part in parts], f"rate {rate:.3f} nats")
 
 # %% [markdown]
 # **4. β is the noise.** Divide the objective by $\beta$: what depends on the networks is then $\frac{1}{2\beta\sigma^2} E + \text{rate}$, the ordinary bound with the noise variance $\beta\sigma^2$. So the column of $W$ has the squared length $\lambda - \beta\sigma^2$, or zero if that is negative. At $\sigma^2 = 0.4$ and $\beta = 3$ the water stands at 1.2, and two of the six latents drown that would live at $\beta = 1$.

@@ -89,7 +89,11 @@ print("3.", [blind_pixels(i, j, 7) for i, j in [(0, 3), (2, 1), (6, 0)]])
 # %% [markdown]
 # **4. A detector of leaks.** Take the gradient of each pixel's $\log p$ with respect to *the whole batch*. Allowed are the pixels before it and the pixel itself (its value is what is scored), in its own image only. Anything else is a leak.
 #
-# The suspect is the third network. Its masks are right, and for a batch of one in evaluation mode it is sound. But in training mode BatchNorm subtracts a mean over *all positions and all images*, future pixels among them. Each sum over all images then differs from one, and the training loss flatters itself. That is why no model of this course has a BatchNorm. In `FedBack`, $h$ has seen the pixels to the left in its own row; $v$ takes this up and spreads it to the *left* as well, to places that have yet to predict those pixels.
+# The third network is the one that few suspect. Its masks are right, and in evaluation mode it is sound. But in training mode BatchNorm subtracts a mean over *all positions and all images*, future pixels among them. Each sum over all images then differs from one, and the training loss flatters itself. That is why no model of this course has a BatchNorm.
+#
+# The fourth never looks into the future. Its mean runs over images alone, at one position. But then $\log p$ of one image depends on what else is in the batch, and the product over a batch is no distribution over images. A detector that tries a single image cannot see this, nor one that allows the pixels before in *every* image.
+#
+# The second is `FedBack`. There $h$ has seen the pixels to the left in its own row; $v$ takes this up and spreads it to the *left* as well, to places that have yet to predict those pixels.
 
 
 # %%
@@ -137,16 +141,25 @@ class TwoStacks(nn.Module):
         return self.out(h).movedim(-1, 1)
 
 
-def normalised():
-    """Right masks, and a BatchNorm between them."""
-    return nn.Sequential(MaskedConv("A", 1, 8, 3), nn.BatchNorm2d(8), MaskedConv("B", 8, 1, 3))
+class Centred(nn.Module):
+    """Subtract the mean over the batch."""
+
+    def forward(self, h):
+        return h - h.mean(0, keepdim=True)
 
 
-suspects = [TwoStacks(8, 3), TwoStacks(8, 3, fed_back=True), normalised()]
+def masked_around(layer):
+    """Right masks, and a layer between them."""
+    return nn.Sequential(MaskedConv("A", 1, 8, 3), layer, MaskedConv("B", 8, 1, 3))
+
+
+suspects = [TwoStacks(8, 3), TwoStacks(8, 3, fed_back=True)]
+suspects += [masked_around(layer) for layer in (nn.BatchNorm2d(8), Centred())]
 answers = [leaks(by_pixel(suspect.train())) for suspect in suspects]
-assert answers == [False, True, True]
-evaluated = normalised().eval()
-assert not leaks(by_pixel(evaluated))  # the leak is one of training only
+assert answers == [False, True, True, True]
+evaluated = masked_around(nn.BatchNorm2d(8)).eval()
+assert not leaks(by_pixel(evaluated))  # this leak is one of training only
+assert not leaks(by_pixel(masked_around(Centred())), batch=1)  # and this one of several images
 print("4. leaks:", answers)
 
 # %% [markdown]
