@@ -171,7 +171,8 @@ def test_an_update_stays_on_its_device(name):
         aevb_step(model, x, optimizer, objective=FreeBits(1.0, "row"))
         assert all(p.grad.device.type == "meta" for p in model.parameters())
         z = torch.zeros(3, *model.prior().event_shape, device="meta")
-        visit = mcem_step(model, x, z, 0.1, optimizer, leapfrog_steps=1, updates=1)
+        size = torch.full((), 0.1, device="meta")  # older versions fake no tensor made of a number
+        visit = mcem_step(model, x, z, size, optimizer, leapfrog_steps=1, updates=1)
         assert visit.step_size.device.type == visit.z.device.type == "meta"
 
 
