@@ -9,7 +9,13 @@ from torch.distributions import Independent, Laplace, kl_divergence
 
 from vaelib import VAE
 from vaelib.decoders import BernoulliMLP
-from vaelib.diagnostics import collapse_report, mutual_information, probe_accuracy, shuffled
+from vaelib.diagnostics import (
+    CollapseReport,
+    collapse_report,
+    mutual_information,
+    probe_accuracy,
+    shuffled,
+)
 from vaelib.distributions import DiagNormal, committed_rate, committed_variance
 from vaelib.encoders import MLPEncoder
 from vaelib.linear_vae import PPCA
@@ -272,3 +278,40 @@ def test_bad_input_is_named(change, error, message):
     settings = {"x": x, "labels": labels} | change
     with pytest.raises(error, match=message):
         collapse_report(vae(copying, listening), **settings)
+
+
+def report(**changes):
+    numbers = dict(images=600, rate=3.0, distortion=1.0, information=2.0, active_units=3, units=3)
+    return CollapseReport(
+        **numbers | dict(probe_accuracy=0.9, chance=0.2, shuffle_rise=9.0) | changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, "used"),
+        ({"information": 0.49, "rate": 0.49}, "collapsed"),
+        ({"information": 0.49, "rate": 0.51}, "unused: the rate"),
+        ({"information": 0.51, "rate": 0.51, "shuffle_rise": 0.49}, "unused: the encoder"),
+        ({"information": 0.51, "rate": 0.51, "shuffle_rise": 0.51}, "used"),
+        ({"active_units": 1}, "partly used"),
+        ({"information": 1.49}, "partly used"),
+        ({"information": 1.51}, "used"),
+        ({"information": 3.3, "rate": 99.0}, "used"),  # more than half of ln 600 = 6.4
+        ({"information": 3.1, "rate": 99.0}, "partly used"),
+    ],
+)
+def test_the_verdict_on_both_sides_of_its_thresholds(changes, verdict):
+    assert report(**changes).verdict.startswith(verdict)
+
+
+def test_a_unit_is_active_from_a_variance_of_a_hundredth_on():
+    x = torch.randn(50, 2)
+    x = (x - x.mean(0)) / x.std(0) * torch.tensor([0.009, 0.011]).sqrt()
+    vae = VAE(
+        Known(lambda x: DiagNormal(x, torch.ones_like(x))),
+        StandardNormal(2),
+        Known(lambda z: DiagNormal(z, torch.ones_like(z))),
+    )
+    assert collapse_report(vae, x).active_units == 1

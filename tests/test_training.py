@@ -418,6 +418,16 @@ def test_a_schedule_leaves_the_full_step_size_behind(ends):
     assert optimizer.param_groups[0]["lr"] == 0.25
 
 
+def test_a_schedule_of_the_callers_own_is_left_alone():
+    vae = small_vae()
+    optimizer = torch.optim.SGD(vae.parameters(), lr=0.25)
+    theirs = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    run(vae, epochs=1, optimizer=optimizer)
+    theirs.step()
+    run(vae, epochs=1, optimizer=optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0.125
+
+
 def test_fit_trains_and_evaluate_puts_every_module_back():
     vae = small_vae().eval()
     run(vae, epochs=1)

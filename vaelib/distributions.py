@@ -160,9 +160,9 @@ def _check_parameters(loc: Tensor, scale: Tensor) -> None:
 
 
 def _check_values(loc: Tensor, scale: Tensor) -> None:
-    """Extremes find nan as well: less work than torch's own checks, at every update.
+    """Raise ``ValueError`` where a density could not be computed; extremes find nan as well.
 
-    A density needs σ²: where that is zero or infinite in the arithmetic at hand, it would be nan.
+    It needs σ²: where that is zero or infinite in the arithmetic at hand, it would be nan.
     """
     low, high = (extreme.item() for extreme in loc.detach().aminmax())
     least, most = (extreme.item() for extreme in scale.detach().aminmax())

@@ -79,6 +79,11 @@ def engine(precision: str = "32-true", accelerator: str | None = None) -> Fabric
     return fabric
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one of ``torchrun``'s that prints and writes, or is alone."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def _leave() -> None:
     """A process group whose threads nobody joins aborts its process at the end, now and then."""
     if torch.distributed.is_initialized():

@@ -144,7 +144,7 @@ def mcem_step(
     check_fixed_weights(vae)
     density = log_joint(vae, x)
     state, info = hmc.step(density, hmc.init(density, z), step_size, leapfrog_steps)
-    size = hmc.adapt(torch.as_tensor(step_size), info, target)
+    size = hmc.adapt(step_size, info, target)
     for _ in range(updates):
         _descend(-log_joint(vae, x)(state.position).mean(), optimizer, backward)
     return MCEM(state.position, size, info, state.log_density)

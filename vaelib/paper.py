@@ -21,6 +21,7 @@ import torch
 
 from vaelib import scaling
 from vaelib.data import DataError, Images, cache_folder
+from vaelib.engine import is_first_process
 from vaelib.files import write_json, write_text
 from vaelib.rows import RECIPES, Published, published
 from vaelib.settings import Recipe
@@ -74,7 +75,7 @@ def train_missing(folder: Path, names: Sequence[str] = tuple(RECIPES)) -> int:
     """
     missing, failed = [name for name in names if not (folder / f"{name}.json").exists()], []
     say(f"{len(names) - len(missing)} of {len(names)} rows are there. Missing: {missing or 'none'}")
-    first = int(os.environ.get("RANK", 0)) == 0  # under torchrun one process writes
+    first = is_first_process()
     for name in missing:
         recipe = tiny(RECIPES[name]) if is_tiny() else RECIPES[name]
         images = made_up(recipe) if is_tiny() else None
@@ -251,7 +252,7 @@ def _waiting(ours: dict[str, dict], folder: Path) -> str:
 
 def say(text: str) -> None:
     """Print on stderr, from one process."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first_process():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -290,9 +291,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [name for name in given.names or RECIPES if name in RECIPES]
     try:
         # Figures have no miniature here: VAELIB_RACE_SAMPLES cuts the race in notebook 04.
-        # Of several processes the first draws them.
-        others = is_tiny() or folder != FOLDER or int(os.environ.get("RANK", 0)) > 0
-        drawn = 0 if others else draw_missing(folder, figures)
+        draws = not is_tiny() and folder == FOLDER and is_first_process()
+        drawn = draw_missing(folder, figures) if draws else 0
         return max(drawn, train_missing(folder, rows))
     except KeyboardInterrupt as stop:
         say(f"{stop}; the same command goes on from there")

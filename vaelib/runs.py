@@ -62,7 +62,8 @@ class Run:
     def scale_step_size(self, factor: float) -> None:
         """Each group's step size, times ``factor``; a checkpoint keeps the full one, too."""
         for group in self.optimizer.optimizer.param_groups:
-            group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+            # A key of our own: torch's schedulers, which a caller may use, have "initial_lr".
+            group["lr"] = factor * group.setdefault("full_lr", group["lr"])
 
     @contextmanager
     def full_step_size(self) -> Iterator[None]:
@@ -71,7 +72,7 @@ class Run:
             yield
         finally:
             for group in self.optimizer.optimizer.param_groups:
-                group["lr"] = group.get("initial_lr", group["lr"])
+                group["lr"] = group.pop("full_lr", group["lr"])
 
     def keep_average(self, ema: float) -> None:
         """Average the weights from now on, see :func:`vaelib.training.fit`."""
@@ -159,7 +160,7 @@ class Run:
 
     def _step_sizes(self) -> list[float]:
         groups = self.optimizer.optimizer.param_groups
-        return [float(group.get("initial_lr", group["lr"])) for group in groups]
+        return [float(group.get("full_lr", group["lr"])) for group in groups]
 
     def save(self, path: str | os.PathLike | None) -> None:
         """The first process writes; all must call, because all have a share in the sums."""
@@ -244,7 +245,7 @@ class Run:
 def _fingerprint(images: Tensor) -> int:
     """Of sixteen images spread over all: enough to tell another set, at no cost for a large one."""
     some = images[:: max(1, len(images) // 16)][:16]
-    return zlib.crc32(some.detach().cpu().contiguous().numpy().tobytes())
+    return zlib.crc32(some.detach().cpu().contiguous().view(torch.uint8).numpy())
 
 
 def _takes_update(step: Callable[..., ELBO]) -> bool:

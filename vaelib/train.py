@@ -8,7 +8,6 @@ Any field of its recipe can be given another value. On several GPUs or machines:
 import argparse
 import json
 import math
-import os
 import platform
 import sys
 import time
@@ -23,7 +22,7 @@ from torch import nn
 
 from vaelib import scaling
 from vaelib.data import DataError, Images
-from vaelib.engine import Fabric, engine
+from vaelib.engine import Fabric, engine, is_first_process
 from vaelib.files import write_json
 from vaelib.learning import aevb_step
 from vaelib.recipes import auxiliary, build, objective
@@ -314,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"{stop}; the same command goes on from its checkpoint", file=sys.stderr)
         return 130
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first_process():
         if given.result:
             write_json(result, given.result)
         print(json.dumps(result["numbers"], indent=1, ensure_ascii=False))
