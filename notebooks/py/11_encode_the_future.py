@@ -618,7 +618,7 @@ ax.legend(handles[-3:], names[-3:], fontsize=9, loc="center left", bbox_to_ancho
 plt.show()
 
 # %% [markdown]
-# *What to see.* The same as bounds. Each point moves left by the length of its white bar, and by nothing else: the distortions are the numbers that they were. The dashed line is the control of notebook 10, the same program with $\alpha = 0$, which has collapsed. The $\delta$-VAEs come nearer to it. Note what the exchange does to the *order* of the first two. Before, the unrestricted encoder had the better bound; afterwards the two are within a few tenths of a nat. The anti-causal one had paid more for mismatch, so it gets more back.
+# *What to see.* The same as bounds. Each point moves left by the length of its white bar, and by nothing else: the distortions are the numbers that they were. The dashed line is the control of notebook 10, the same program with $\alpha = 0$, which has collapsed. The $\delta$-VAEs come nearer to it. Note what the exchange does to the *order* of the upper two. Before, the unrestricted encoder had the better bound; afterwards the two are within a few tenths of a nat. The anti-causal one had paid more for mismatch, so it gets more back.
 #
 # **Why not train with the better prior from the start?** Because the commitment is in the prior. A learned prior can move towards the posterior, down to a mismatch of zero; the floor under the rate would be gone, and with it the reason to speak. The $\delta$-VAE trains with a prior that *cannot* follow the codes, and exchanges it when the codes have been settled. This also settles a doubt that may have bothered you. After the exchange, the rate is below $\delta$. Is the promise broken? It has done its work. It was a promise about training: silence would have been as dear as speech.
 #
@@ -754,9 +754,8 @@ assert share["causal"] > 0.9 and share["anti-causal"] < 0.5 and worse > 0.3
 # %%
 from vaelib.exercises import check
 
-news_and_nats = (
-    ...
-)  # your answer: news strictly below, news strictly above, most nats of the second
+# Your answer: news strictly below, news strictly above, most nats of the second.
+news_and_nats = ...
 check(news_and_nats, [91, 0, 0])
 layers_needed = ...  # your answer: for 14 rows, for 28 rows
 check(layers_needed, [6, 13])

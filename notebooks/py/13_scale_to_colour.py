@@ -601,9 +601,8 @@ page = "\n".join(one for one in lines if not one.startswith(runs) or one.startsw
 wanted = ("CIFAR-10", "ImageNet", "Our runs", "What waits")
 parts = [f"#### {text}" for text in page.split("\n## ") if text.startswith(wanted)]
 lines = "\n".join(parts).splitlines()
-cited = " ".join(
-    one for one in lines if one.startswith("|")
-)  # sources of other tables are left out
+cited = " ".join(one for one in lines if one.startswith("|"))
+# Sources of other tables are left out.
 Markdown("\n".join(one for one in lines if not one.startswith("[") or one.split()[0] in cited))
 
 # %% [markdown]
