@@ -5,7 +5,8 @@ name, the seconds it took, and ``ok`` or ``FAILED`` with the cell and its error.
 notebook that failed is left as it was. The exit status is 1 if any failed.
 
 Warnings (what cells write to stderr) are shown here and not stored: they differ between
-machines. So do progress bars, which are not shown either.
+machines. So do progress bars, which are not shown either. Printed lines are stored in one piece,
+however they arrived: the same run gives the same file.
 """
 
 import argparse
@@ -43,6 +44,20 @@ def take_warnings(notebook: NotebookNode) -> list[str]:
         cell.outputs = kept
         cell.metadata.pop("execution", None)
     return [line for line in lines if line.strip() and not PROGRESS_BAR.search(line)]
+
+
+def join_lines(notebook: NotebookNode) -> None:
+    """Store what a cell prints, between two pictures, as one output."""
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        joined: list[NotebookNode] = []
+        for output in cell.outputs:
+            if joined and output.get("name") == joined[-1].get("name") == "stdout":
+                joined[-1].text += output.text
+            else:
+                joined.append(output)
+        cell.outputs = joined
 
 
 def shrink_pictures(notebook: NotebookNode) -> None:
@@ -97,6 +112,7 @@ def run(path: Path) -> bool:
         print(what_failed(notebook, error), flush=True)
         return False
     warnings = take_warnings(notebook)
+    join_lines(notebook)
     shrink_pictures(notebook)
     write_notebook(path, notebook)
     print(f"{time.perf_counter() - start:6.1f} s  ok", flush=True)

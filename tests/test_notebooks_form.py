@@ -258,6 +258,24 @@ def test_solution_is_right(solution):
     assert done.returncode == 0, f"after {seconds:.0f} s:\n{done.stdout}\n{done.stderr}"
 
 
+def test_printed_lines_are_in_one_piece(notebook):
+    """Otherwise the file would depend on how the lines happened to arrive."""
+    for cell in code(notebook):
+        names = [output.get("name") for output in cell.outputs]
+        assert ("stdout", "stdout") not in pairwise(names), "run it with notebooks/run.py"
+
+
+def test_lines_are_joined_between_pictures_only():
+    out, picture = (
+        nbformat.v4.new_output,
+        nbformat.v4.new_output("display_data", {"text/plain": ""}),
+    )
+    printed = [out("stream", name="stdout", text=text) for text in ("one\n", "two\n", "three\n")]
+    cell = nbformat.v4.new_code_cell(outputs=[*printed[:2], picture, printed[2]])
+    run.join_lines(nbformat.v4.new_notebook(cells=[cell]))
+    assert [output.get("text") for output in cell.outputs] == ["one\ntwo\n", None, "three\n"]
+
+
 def test_a_drifted_pair_is_seen(notebook, path):
     """The comparison above can fail: one changed word in a cell is a difference."""
     notebook.cells[-1].source += "\nOne more line."
