@@ -81,12 +81,14 @@ notebooks: $(READY)  ## run every notebook in place, without a browser
 	@mkdir -p '$(CACHE)/tmp' '$(CACHE)/home'
 	@$(CONTAINED) $(PY) notebooks/run.py
 
+# It changes no file of the clone: the pictures of the notebooks go to .cache.
 test: lint  ## lint, unit tests, the notebooks' form, every notebook compared with its outputs
 	@mkdir -p '$(CACHE)/tmp' '$(CACHE)/home'
 	@echo "== Unit tests and the notebooks' form"
 	@$(CONTAINED) OMP_NUM_THREADS=1 $(PY) -m pytest -q -p no:randomly -n $(JOBS) --dist loadfile tests
 	@echo "== Notebooks: every cell runs and prints what it printed when it was committed"
-	@$(CONTAINED) OMP_NUM_THREADS=1 $(PY) -m pytest -q -p no:randomly -n $(JOBS) --dist loadfile \
+	@$(CONTAINED) OMP_NUM_THREADS=1 VAELIB_FIGURES='$(CACHE)/figures' \
+	  $(PY) -m pytest -q -p no:randomly -n $(JOBS) --dist loadfile \
 	  --nbval --nbval-current-env --nbval-cell-timeout 600 notebooks/[0-9]*.ipynb
 
 paper: $(READY)  ## train what is missing in figures/paper (VAELIB_SCALE=paper; hours on a GPU)

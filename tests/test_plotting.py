@@ -78,6 +78,13 @@ def test_pictures_of_images_and_latents():
         plotting.latent_scatter(torch.randn(20, 3))
 
 
+def test_figures_go_where_the_environment_says(tmp_path, monkeypatch):
+    figure = plt.figure()
+    monkeypatch.setenv("VAELIB_FIGURES", str(tmp_path / "elsewhere"))
+    assert plotting.save_figure(figure, "curve") == tmp_path / "elsewhere" / "curve.png"
+    assert plotting.save_figure(figure, "curve", tmp_path) == tmp_path / "curve.png"
+
+
 def test_save_figure_writes_whole_files_only(tmp_path, monkeypatch):
     figure, ax = plt.subplots()
     ax.plot([0, 1])

@@ -47,9 +47,10 @@ def aevb_step(
     Raises:
         FloatingPointError: if the bound of the batch is not finite; nothing is updated then.
     """
+    optimizer.zero_grad()  # first of all: its memory is free for what the networks keep
     if objective is None:
         bound = vae(x, samples)
-        loss = -bound.value
+        loss = bound.distortion + bound.rate
     else:
         bound = vae(x, samples, split=True)
         loss = objective(bound, update)
@@ -91,7 +92,9 @@ def wake_sleep_step(
         z = vae.encoder(x).sample()
         dreamed_z = vae.prior().sample((len(x),))
         dreamed_x = vae.decoder(dreamed_z).sample()
+    generative.zero_grad()
     _descend(-log_joint(vae, x)(z).mean(), generative, backward)
+    recognition.zero_grad()
     _descend(-vae.encoder(dreamed_x).log_prob(dreamed_z).mean(), recognition, backward)
     return bound
 
@@ -146,6 +149,7 @@ def mcem_step(
     state, info = hmc.step(density, hmc.init(density, z), step_size, leapfrog_steps)
     size = hmc.adapt(step_size, info, target)
     for _ in range(updates):
+        optimizer.zero_grad()
         _descend(-log_joint(vae, x)(state.position).mean(), optimizer, backward)
     return MCEM(state.position, size, info, state.log_density)
 
@@ -185,6 +189,7 @@ def variational_bayes_step(
         raise TypeError(f"expected a VariationalWeights decoder, got {type(vae.decoder).__name__}")
     if count < len(x):
         raise ValueError(f"expected count >= batch of {len(x)}, got {count}")
+    optimizer.zero_grad()
     bound = vae(x, samples)
     _descend(vae.decoder.rate() / count - bound.value.mean(), optimizer, backward)
     return _detached(bound)
@@ -220,15 +225,16 @@ def auxiliary_prior_step(
     with torch.no_grad():
         q = vae.encoder(x)
         z = q.sample()
+    optimizer.zero_grad()
     log_density = prior().log_prob(z)
     _descend(-log_density.mean(), optimizer, backward)
     return q.log_prob(z) - log_density.detach()
 
 
 def _descend(loss: Tensor, optimizer: Optimizer, backward: Backward) -> None:
+    """Move down a finite loss, with gradients that were cleared."""
     if not math.isfinite(value := loss.item()):
         raise FloatingPointError(f"expected a finite loss, got {value} nats")
-    optimizer.zero_grad(set_to_none=True)
     backward(loss)
     optimizer.step()
 

@@ -200,8 +200,11 @@ def _apart(places: np.ndarray, distance: float) -> np.ndarray:
 
 
 def save_figure(figure: Figure, name: str, folder: str | os.PathLike | None = None) -> Path:
-    """Save as ``figures/name.png``, written to a temporary name first; returns the path."""
-    folder = Path(folder) if folder is not None else FIGURES
+    """Save as ``figures/name.png``, written to a temporary name first; returns the path.
+
+    Without a ``folder`` the one that ``VAELIB_FIGURES`` names takes the place of ``figures``.
+    """
+    folder = Path(folder or os.environ.get("VAELIB_FIGURES") or FIGURES)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     temporary = folder / f".{name}.{os.getpid()}.tmp"

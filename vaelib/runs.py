@@ -32,10 +32,11 @@ class Run:
             # Two shapes, a batch and the last of an epoch, each compiled for what it is.
             model = torch.compile(model, mode=mode, dynamic=False)
         keep_inputs(fabric)
-        self.wrapped, self.optimizer = fabric.setup(model, optimizer)
+        self.wrapped, wrapper = fabric.setup(model, optimizer)
+        self.stepped, self.optimizer, self.backward = wrapper, optimizer, fabric.backward
         if fabric.world_size == 1 and fabric.strategy.precision.precision == "32-true":
-            # Fabric's wrapper has nothing to convert here, and takes a share of small updates.
-            self.wrapped = model
+            # Fabric's wrappers have nothing to convert here, and take a share of small updates.
+            self.wrapped, self.stepped, self.backward = model, optimizer, Tensor.backward
         self.images, self.batch_size, self.seed = len(images), batch_size, seed
         self.batches = -(-self.images // batch_size)
         self.fingerprint = _fingerprint(images)
@@ -61,7 +62,7 @@ class Run:
 
     def scale_step_size(self, factor: float) -> None:
         """Each group's step size, times ``factor``; a checkpoint keeps the full one, too."""
-        for group in self.optimizer.optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             # A key of our own: torch's schedulers, which a caller may use, have "initial_lr".
             group["lr"] = factor * group.setdefault("full_lr", group["lr"])
 
@@ -71,7 +72,7 @@ class Run:
         try:
             yield
         finally:
-            for group in self.optimizer.optimizer.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = group.pop("full_lr", group["lr"])
 
     def keep_average(self, ema: float) -> None:
@@ -93,12 +94,10 @@ class Run:
             more = {"update": self.update} if counts else {}
             if self.parts is None:
                 x = x if transform is None else transform(x)
-                self.record(
-                    step(self.wrapped, x, self.optimizer, backward=self.fabric.backward, **more)
-                )
+                self.record(step(self.wrapped, x, self.stepped, backward=self.backward, **more))
             else:
                 x = x if transform is None else self.parts.transformed(transform, x)
-                inputs = self.wrapped, x, self.optimizer, self.update
+                inputs = self.wrapped, x, self.stepped, self.update
                 for part, bound in self.parts.update(step, *inputs, **more):
                     if part.weight:
                         self.record(bound)
@@ -153,13 +152,13 @@ class Run:
             "batch_size": self.batch_size,
             "seed": self.seed,
             "data": self.fingerprint,
-            "optimizer": type(self.optimizer.optimizer).__name__,
+            "optimizer": type(self.optimizer).__name__,
             "step_sizes": self._step_sizes(),
             "parameters": shapes,
         }
 
     def _step_sizes(self) -> list[float]:
-        groups = self.optimizer.optimizer.param_groups
+        groups = self.optimizer.param_groups
         return [float(group.get("full_lr", group["lr"])) for group in groups]
 
     def save(self, path: str | os.PathLike | None) -> None:
