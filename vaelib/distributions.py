@@ -14,7 +14,7 @@ from torch.distributions.kl import register_kl
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from vaelib.noise import standard_normal
-from vaelib.precision import precise
+from vaelib.precision import SQUARED, extremes, precise
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -74,19 +74,20 @@ class DiagNormal(Independent):
         event_dims: int = 1,
         validate_args: bool | None = None,
     ):
-        loc, scale = precise(torch.as_tensor(loc)), precise(torch.as_tensor(scale))
-        _check_parameters(loc, scale)
-        if not 1 <= event_dims <= max(loc.dim(), scale.dim()):
+        loc, scale = _check_parameters(torch.as_tensor(loc), torch.as_tensor(scale))
+        if not 1 <= event_dims <= loc.dim():
             raise ValueError(
                 f"expected 1 <= event_dims <= number of dimensions, got event_dims={event_dims} "
-                f"for loc {tuple(loc.shape)} and scale {tuple(scale.shape)}"
+                f"for loc and scale {tuple(loc.shape)}"
             )
-        base = Normal(loc, scale, validate_args=False)
-        base._validate_args = (
-            Distribution._validate_args if validate_args is None else validate_args
-        )
-        if base._validate_args and loc.numel() and scale.numel():
+        checked = Distribution._validate_args if validate_args is None else validate_args
+        if checked and loc.numel():
             _check_values(loc, scale)
+        # Normal's own constructor asks what is known by now, which small updates would notice.
+        base = Normal.__new__(Normal)
+        base.loc, base.scale = loc, scale
+        Distribution.__init__(base, loc.shape, validate_args=False)
+        base._validate_args = checked
         super().__init__(base, event_dims, validate_args=False)
 
     @property
@@ -148,30 +149,30 @@ def _check_same_event(q: Distribution, p: Distribution) -> None:
         )
 
 
-def _check_parameters(loc: Tensor, scale: Tensor) -> None:
+def _check_parameters(loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The two as floats of at least 32 bits and of one shape."""
     if not (loc.is_floating_point() and scale.is_floating_point()):
         raise TypeError(f"expected float loc and scale, got {loc.dtype} and {scale.dtype}")
-    if loc.shape != scale.shape:
-        try:
-            torch.broadcast_shapes(loc.shape, scale.shape)
-        except RuntimeError as error:
-            shapes = f"{tuple(loc.shape)} and {tuple(scale.shape)}"
-            raise ValueError(f"expected loc and scale that broadcast, got {shapes}") from error
+    loc, scale = precise(loc), precise(scale)
+    if loc.shape == scale.shape:
+        return loc, scale
+    try:
+        return torch.broadcast_tensors(loc, scale)
+    except RuntimeError as error:
+        shapes = f"{tuple(loc.shape)} and {tuple(scale.shape)}"
+        raise ValueError(f"expected loc and scale that broadcast, got {shapes}") from error
 
 
 def _check_values(loc: Tensor, scale: Tensor) -> None:
-    """Raise ``ValueError`` where a density could not be computed; extremes find nan as well.
-
-    It needs σ²: where that is zero or infinite in the arithmetic at hand, it would be nan.
-    """
-    low, high = (extreme.item() for extreme in loc.detach().aminmax())
-    least, most = (extreme.item() for extreme in scale.detach().aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
+    """Raise ``ValueError`` where there is no density: it needs σ², neither zero nor infinite."""
+    low, high = extremes(loc)
+    least, most = extremes(scale)
+    if not -math.inf < low <= high < math.inf:
         raise ValueError(f"expected finite loc, got {low} to {high}")
     if not least > 0:
         raise ValueError(f"expected scale > 0, got {least} in it")
-    limits = torch.finfo(scale.dtype)
-    if not limits.tiny**0.5 <= least <= most <= limits.max**0.5:
+    tiny, huge = SQUARED[scale.dtype]
+    if not tiny <= least <= most <= huge:
         raise ValueError(
             f"expected scales whose squares {scale.dtype} can hold, got {least} to {most}"
         )
@@ -213,7 +214,7 @@ class GreyBernoulli(Bernoulli):
     def check(self, value: Tensor) -> None:
         """Raise ``ValueError`` for values outside [0, 1], unless validation is off."""
         if self._validate_args and value.dtype != torch.bool:
-            low, high = (extreme.item() for extreme in value.detach().aminmax())
+            low, high = extremes(value)
             if not (low >= 0 and high <= 1):  # false for nan as well
                 raise ValueError(f"expected values in [0, 1], got {low} to {high}")
 
@@ -270,8 +271,7 @@ class PixelBernoulli(Independent):
         """Log probability of whole images in nats, ``(*batch,)``."""
         check_event(self, value)
         self.base_dist.check(value)
-        # Pixels in one dimension, and one sign an image rather than one a pixel: this is where a
-        # training step spends its time.
+        # Flat, and one sign an image, not one a pixel: here a training step spends its time.
         first = -len(self.event_shape)
         return -_cross_entropy(self.logits.flatten(first), value.flatten(first)).sum(-1)
 

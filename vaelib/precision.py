@@ -11,11 +11,22 @@ import torch
 from torch import Tensor
 
 HALVES = (torch.float16, torch.bfloat16)
+# The positive numbers whose squares are neither zero nor infinite, of each type.
+SQUARED = {
+    dtype: (torch.finfo(dtype).tiny ** 0.5, torch.finfo(dtype).max ** 0.5)
+    for dtype in (torch.float32, torch.float64)
+}
 
 
 def precise(x: Tensor) -> Tensor:
     """At least float32: half precision is widened, all else comes back as it is."""
     return x.float() if x.dtype in HALVES else x
+
+
+def extremes(x: Tensor) -> tuple[float, float]:
+    """The least and the greatest number; nan, both of them, if there is one."""
+    low, high = x.detach().aminmax()
+    return low.item(), high.item()
 
 
 def in_full(score: Callable[..., Tensor], features: Tensor, *rest) -> Tensor:
