@@ -48,8 +48,8 @@ class MLPEncoder(nn.Module):
     def forward(self, x: Tensor) -> DiagNormal:
         """The posterior q(z|x) of each image."""
         pixels = flatten_events(x, self.image_shape)  # (*batch, pixels)
-        raw = self.network(pixels)
-        return self.posterior(raw.view(*raw.shape[:-1], *self.posterior.raw_shape))
+        raw, shape = self.network(pixels), self.posterior.raw_shape
+        return self.posterior(raw if len(shape) == 1 else raw.unflatten(-1, shape))
 
 
 class AntiCausalEncoder(nn.Module):
