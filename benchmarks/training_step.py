@@ -38,7 +38,7 @@ from vaelib.priors import StandardNormal
 from vaelib.training import fit
 
 PIXELS, HIDDEN, LATENTS, BATCH, STEP_SIZE = 784, 500, 20, 100, 1e-3
-UPDATES, SHORTER = 10, 4  # of one turn of comparison 1; there are so many more of these turns
+UPDATES, TURNS = 10, 4  # of comparison 1: updates in a turn, turns in a repeat
 EPOCHS = 4  # of one turn of comparison 2; the first one, which also sets up, is not counted
 SLOWEST_STEP, SLOWEST_EPOCH = 1.10, 1 / 1.3  # the requirements, as ratios of seconds
 
@@ -276,7 +276,7 @@ def judge(
 
 def compare_steps(images: Tensor, repeats: int) -> dict:
     check_same_model(images)
-    seconds = interleaved(step_contestants(images), SHORTER * repeats)
+    seconds = interleaved(step_contestants(images), TURNS * repeats)
     show("One update (median)", "ms", 1e3, seconds)
     limit = on_cpu(SLOWEST_STEP, images.device)
     ratios = [
@@ -311,7 +311,7 @@ def compare_epochs(images: Tensor, repeats: int) -> dict | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time one update and one epoch of training.")
-    parser.add_argument("--repeats", type=int, default=15, help="turns of each contestant")
+    parser.add_argument("--repeats", type=int, default=15, help="of each comparison")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--json", type=Path, help="write the report to this file too")
     options = parser.parse_args()

@@ -227,7 +227,7 @@ def test_an_image_has_dimensions(event_dims):
         PixelBernoulli(torch.zeros(2, 3, 3), event_dims)
 
 
-def test_large_logits_whose_sum_overflows_are_finite():
+def test_large_logits_are_finite_though_their_sum_is_not():
     p = PixelBernoulli(torch.full((1, 28, 28), 1e36))
     assert p.log_prob(torch.ones(1, 28, 28)).item() == 0
 

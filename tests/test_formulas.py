@@ -160,7 +160,6 @@ def test_layers_are_their_formulas():
 
 
 def seen_step_sizes(epochs, optimizer, **more):
-
     seen = []
 
     def step(model, x, optimizer, backward):
@@ -180,30 +179,26 @@ def seen_step_sizes(epochs, optimizer, **more):
     return seen
 
 
-def test_the_schedule_is_a_factor_of_the_full_step_size(tmp_path):
-    """Four updates an epoch of two: shares 0, 1/8, … of the run are done before each."""
-
+def test_the_schedule_is_a_factor_of_the_full_step_size():
+    """Four epochs of two updates: shares 0, 1/8, … of the run are done before each."""
     sgd, schedule = partial(torch.optim.SGD, lr=0.8), lambda done: 1 - done
     expected = [0.8 * (1 - u / 8) for u in range(8)]
     assert seen_step_sizes(4, sgd, schedule=schedule) == pytest.approx(expected)
 
 
 def test_decay_late_by_hand():
-
     assert [decay_late(share) for share in (0, 0.5, 0.6, 0.75, 1)] == pytest.approx(
         [1, 1, 0.8, 0.5, 0]
     )
 
 
 def test_a_scheduled_run_resumes_bit_for_bit(tmp_path):
-
     x = torch.rand(20, *SHAPE)
     more = {"batch_size": 10, "schedule": decay_late, "progress": False}
     straight, stopped = small_vae(), small_vae()
     fit(straight, x, epochs=4, **more)
 
     def step(*args, update, **rest):
-
         if update == 6:
             raise InterruptedError
         return aevb_step(*args, **rest)
@@ -232,7 +227,6 @@ def normal(z):
 
 
 def test_jitter_only_shortens_the_steps(monkeypatch):
-
     sizes, leapfrog = [], hmc.leapfrog
     monkeypatch.setattr(hmc, "leapfrog", lambda *a: (sizes.append(a[3]), leapfrog(*a))[1])
     hmc.step(normal, hmc.init(normal, torch.randn(10_000, 2)), 0.2, jitter=0.5)
@@ -241,7 +235,6 @@ def test_jitter_only_shortens_the_steps(monkeypatch):
 
 
 def test_divergent_is_an_error_of_a_thousand_nats_or_no_number():
-
     scales = torch.logspace(-2, 3, 2000).double()
     state = hmc.init(normal, torch.ones(2000, 1).double())
     _, info = hmc.step(normal, state, scales, 3)
@@ -255,13 +248,11 @@ def test_divergent_is_an_error_of_a_thousand_nats_or_no_number():
 
 
 def test_the_last_of_so_many_positions_is_kept():
-
     state, kept, _ = hmc.sample(normal, hmc.init(normal, torch.zeros(50, 2)), 0.3, 4, thin=3)
     assert torch.equal(kept[-1], state.position)
 
 
 def test_a_tuned_step_size_is_the_geometric_mean_of_the_second_half(monkeypatch):
-
     sizes, adapt = [], hmc.adapt
     monkeypatch.setattr(hmc, "adapt", lambda *a, **k: sizes.append(adapt(*a, **k)) or sizes[-1])
     _, size, _ = hmc.tune(normal, hmc.init(normal, torch.zeros(50, 2)), steps=10)
@@ -312,7 +303,6 @@ def test_rows_are_averaged_over_themselves_and_those_that_they_may_see(order):
 
 
 def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
-
     done = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
@@ -338,7 +328,6 @@ def test_a_checkpoint_of_other_batches_is_refused(tmp_path, other, named):
 
 @pytest.mark.parametrize("value", [1.1 / 255, 254.95 / 255, 26 / 256])
 def test_values_near_a_level_are_no_level(value):
-
     with pytest.raises(ValueError, match="expected pixels k/255"):
         CategoricalPixels(3).check(torch.tensor([[value]]))
 
@@ -347,7 +336,6 @@ def test_the_scale_of_the_loss_is_in_the_checkpoint(tmp_path):
     """float16 scales its loss by a factor that adapts; a resumed run must go on with it."""
 
     def run():
-
         scaler = GradScaler("cpu", init_scale=8.0)
         fabric = Fabric(
             accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu", scaler)

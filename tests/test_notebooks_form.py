@@ -266,10 +266,8 @@ def test_printed_lines_are_in_one_piece(notebook):
 
 
 def test_lines_are_joined_between_pictures_only():
-    out, picture = (
-        nbformat.v4.new_output,
-        nbformat.v4.new_output("display_data", {"text/plain": ""}),
-    )
+    out = nbformat.v4.new_output
+    picture = out("display_data", {"text/plain": ""})
     printed = [out("stream", name="stdout", text=text) for text in ("one\n", "two\n", "three\n")]
     cell = nbformat.v4.new_code_cell(outputs=[*printed[:2], picture, printed[2]])
     run.join_lines(nbformat.v4.new_notebook(cells=[cell]))

@@ -83,10 +83,25 @@ def steps():
         (lambda v, x, b: mcem_step(v, x, torch.randn(5, 2), 0.1, sgd(v), updates=2, backward=b), 2),
         (lambda v, x, b: wake_sleep_step(v, x, (sgd(v.decoder), sgd(v.encoder)), backward=b), 2),
         (lambda v, x, b: (weights(v), variational_bayes_step(v, x, 9, sgd(v), backward=b)), 1),
+        (lambda v, x, b: aevb_step(v, x, sgd(v), backward=b), 1),
     ]
 
 
-@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("which", range(4))
+def test_gradients_from_before_a_step_do_not_count(which):
+    step, ends = steps()[which][0], []
+    for stale in (0.0, 100.0):
+        vae = small_vae()
+        for parameter in vae.parameters():
+            parameter.grad = torch.full_like(parameter, stale)
+        torch.manual_seed(1)
+        step(vae, torch.rand(5, *SHAPE), torch.Tensor.backward)
+        ends.append(vae.state_dict())
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+@pytest.mark.parametrize("which", range(4))
 def test_every_loss_goes_through_the_engines_backward(which):
     seen = []
 

@@ -58,8 +58,8 @@ class DiagNormal(Independent):
 
     Raises:
         TypeError: parameters that are not floats.
-        ValueError: parameters that are not positive, nan or do not broadcast, or a value with
-            another event shape.
+        ValueError: means that are not finite, scales that are not positive or whose squares their
+            type cannot hold, two that do not broadcast, or a value with another event shape.
 
     >>> DiagNormal(torch.zeros(8, 5), torch.ones(8, 5)).log_prob(torch.zeros(8, 5)).shape
     torch.Size([8])

@@ -28,10 +28,7 @@ class StandardNormal(nn.Module):
 
     def forward(self) -> DiagNormal:
         """p(z), batch shape ``()``."""
-        prior = DiagNormal(self.loc, self.scale, self.loc.dim(), validate_args=False)
-        # Zeros and ones need no look at every update, the values that they score do.
-        prior.base_dist._validate_args = Distribution._validate_args
-        return prior
+        return DiagNormal(self.loc, self.scale, event_dims=self.loc.dim())
 
 
 class AR1Prior(nn.Module):
