@@ -75,7 +75,7 @@ $(INSTALL) --only-binary :all: -c $(CONSTRAINTS) >'$(CACHE)/setup.log' 2>&1 || {
 endef
 
 lab: $(READY)  ## open the course in JupyterLab, at the first notebook
-	$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks/00_start_here.ipynb
+	env -u MPLBACKEND $(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 notebooks: $(READY)  ## run every notebook in place, without a browser
 	@mkdir -p '$(CACHE)/tmp' '$(CACHE)/home'
@@ -92,10 +92,10 @@ test: lint  ## lint, unit tests, the notebooks' form, every notebook compared wi
 	  --nbval --nbval-current-env --nbval-cell-timeout 600 notebooks/[0-9]*.ipynb
 
 paper: $(READY)  ## train what is missing in figures/paper (VAELIB_SCALE=paper; hours on a GPU)
-	@$(PY) -m vaelib.paper run
+	@$(PY) -m vaelib.experiments missing
 
 paper-table: $(READY)  ## write the tables "paper, others, ours" into figures/paper/README.md
-	@$(PY) -m vaelib.paper table
+	@$(PY) -m vaelib.experiments table
 
 lint: $(READY)  ## check the code's form (ruff)
 	@echo "== Lint"
@@ -112,7 +112,7 @@ sync: $(READY)  ## bring each notebook in step with its text in notebooks/py
 lock: $(READY)  ## write the installed versions to constraints.txt
 	@{ echo "# One exact set of versions known to work together: what \`make\` installs where it can."; \
 	   echo "# Renew: make distclean && make test CONSTRAINTS= && make lock"; \
-	   $(PY) -m pip --disable-pip-version-check freeze --exclude-editable 2>/dev/null \
+	   $(PY) -m pip --disable-pip-version-check freeze --all --exclude-editable --exclude pip 2>/dev/null \
 	     | grep -E '^[A-Za-z0-9._-]+==' | grep -viE '^(nvidia-|cuda-|triton)' | sed 's/+[a-z0-9.]*$$//'; } \
 	   > constraints.txt.new && mv constraints.txt.new constraints.txt && touch $(READY)
 

@@ -3,7 +3,7 @@
 Importance sampling of the 1,000 embedded test digits with 100 samples each, under the MLP VAE of
 Kingma & Welling (2013), 784-500-20. Three contestants, in one run on the machine at hand:
 
-1. ``likelihood.importance_sampled``;
+1. ``inference.likelihood.importance_sampled``;
 2. ``get_nll`` of pythae (only where it is installed). Required: ours at least 2 × faster;
 3. the decoder's matrix products alone, which no estimator of this kind can do without.
    Required: ours at no less than half their speed.
@@ -11,20 +11,19 @@ Kingma & Welling (2013), 784-500-20. Three contestants, in one run on the machin
 The contestants take turns, ratios are taken within a repeat, and medians are reported.
 """
 
-import argparse
+import warnings
 from functools import partial
-from pathlib import Path
 
 import torch
-from measure import interleaved, machine, stopwatch, write_json
+from measure import interleaved, judge, main, show, stopwatch
 from torch import Tensor
-from training_step import copy_weights, have_pythae, judge, new_vae, on_cpu, pythae_vae, show
+from training_step import copy_weights, have_pythae, new_vae, pythae_vae
 
 from vaelib import data
-from vaelib.likelihood import importance_sampled
+from vaelib.inference.likelihood import importance_sampled
 
 SAMPLES = 100
-AGAINST_PYTHAE, AGAINST_PRODUCTS = 1 / 2, 2.0  # the requirements, as ratios of seconds
+LIMITS = {"pythae": 1 / 2, "matrix products": 2.0}  # the requirements, as ratios of seconds
 
 
 def ours_turn(vae, images: Tensor) -> float:
@@ -57,17 +56,9 @@ def check_same_answer(vae, model, images: Tensor) -> None:
         raise AssertionError(f"pythae estimates another number: {theirs} against {ours} nats")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Time importance-sampled log p(x).")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each contestant")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--json", type=Path, help="write the report to this file too")
-    options = parser.parse_args()
-    device = torch.device(options.device)
+def measure(device: torch.device, repeats: int) -> dict:
+    warnings.filterwarnings("ignore", "the estimates of")  # the model is not trained
     images, vae = data.mnist("5k").test.to(device), new_vae().to(device)
-
-    report = {"machine": machine(device)}
-    print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
     contestants = {
         "importance_sampled": partial(ours_turn, vae, images),
         "matrix products": partial(products_turn, vae, images),
@@ -80,18 +71,15 @@ def main() -> None:
         contestants["pythae"] = partial(pythae_turn, model, images)
     else:
         print("pythae is not installed: left out (see benchmarks/README.md).")
-    report["seconds"] = interleaved(contestants, options.repeats)
-    title = f"log p(x) of {len(images):,} digits, {SAMPLES} samples each (median)"
-    show(title, "s", 1, report["seconds"])
-    limits = {"pythae": AGAINST_PYTHAE, "matrix products": AGAINST_PRODUCTS}
-    report["ratios"] = [
-        judge(report["seconds"], "importance_sampled", other, on_cpu(limit, device))
-        for other, limit in limits.items()
-        if other in report["seconds"]
+    seconds = interleaved(contestants, repeats)
+    show(f"log p(x) of {len(images):,} digits, {SAMPLES} samples each", "s", 1, seconds)
+    ratios = [
+        judge(seconds, "importance_sampled", other, limit, device)
+        for other, limit in LIMITS.items()
+        if other in seconds
     ]
-    if options.json:
-        write_json(report, options.json)
+    return {"seconds": seconds, "ratios": ratios}
 
 
 if __name__ == "__main__":
-    main()
+    main("Importance-sampled log p(x).", measure, repeats=5)

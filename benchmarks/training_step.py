@@ -4,38 +4,33 @@ Two comparisons, in one run on the machine at hand, of one model on one data set
 Kingma & Welling (2013), 784-500-20, tanh, Bernoulli on grey levels, batches of 100, Adam 1e-3,
 on the 4,000 embedded digits.
 
-1. One update: ``learning.aevb_step`` against a loop written by hand in plain PyTorch.
+1. One update: ``aevb_step`` against a loop written by hand in plain PyTorch.
    Required: not slower by more than 10 %.
-2. One epoch: ``training.fit`` against the trainer of pythae (only where it is installed).
+2. One epoch: ``fit`` against the trainer of pythae (only where it is installed).
    Required: at least 1.3 × faster.
 
 The contestants take turns, ratios are taken within a repeat, and medians are reported.
 """
 
-import argparse
 import logging
 import os
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import redirect_stderr
 from functools import partial
 from itertools import cycle, islice
-from pathlib import Path
-from statistics import median
 
 import torch
-from lightning_fabric import Fabric
-from measure import compare, interleaved, machine, stopwatch, write_json
+from measure import interleaved, judge, main, show, stopwatch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from vaelib import VAE, data
+from vaelib import VAE, data, fit
 from vaelib.decoders import BernoulliMLP
 from vaelib.encoders import MLPEncoder
-from vaelib.learning import aevb_step
 from vaelib.priors import StandardNormal
-from vaelib.training import fit
+from vaelib.training.learning import aevb_step
 
 PIXELS, HIDDEN, LATENTS, BATCH, STEP_SIZE = 784, 500, 20, 100, 1e-3
 UPDATES, TURNS = 10, 4  # of comparison 1: updates in a turn, turns in a repeat
@@ -141,16 +136,9 @@ def check_same_model(images: Tensor) -> None:
 
 
 def fit_turn(images: Tensor, fused: bool) -> float:
-    vae = new_vae()
-    history = fit(
-        vae,
-        images,
-        epochs=EPOCHS,
-        batch_size=BATCH,
-        optimizer=adam(vae, fused),
-        fabric=Fabric(accelerator=images.device.type, devices=1),
-    )
-    ends = history["seconds"]
+    vae = new_vae().to(images.device)
+    settings = {"epochs": EPOCHS, "batch_size": BATCH, "device": images.device}
+    ends = fit(vae, images, optimizer=adam(vae, fused), **settings)["seconds"]
     return (ends[-1] - ends[0]) / (EPOCHS - 1)
 
 
@@ -236,51 +224,12 @@ def have_pythae() -> bool:
 # --- The report ---
 
 
-@contextmanager
-def silent_progress():
-    """Progress bars are drawn, as a user would have them, and thrown away."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def show(title: str, unit: str, scale: float, seconds: dict[str, list[float]]) -> None:
-    print(f"\n{title}")
-    for name, values in seconds.items():
-        print(f"  {name:<30} {scale * median(values):8.3f} {unit}")
-
-
-def on_cpu(limit: float | None, device: torch.device) -> float | None:
-    """The requirements are for a processor: on a GPU so small a model waits for Python only."""
-    return limit if device.type == "cpu" else None
-
-
-def judge(
-    seconds: dict[str, list[float]], one: str, other: str, at_most: float | None = None
-) -> dict:
-    """Print and return the ratio of the times of two contestants, and whether it is in bounds."""
-    ratio = compare(seconds[one], seconds[other])
-    met = None if at_most is None else ratio["median"] <= at_most
-    verdict = "" if met is None else f", required <= {at_most:.2f}: {'met' if met else 'NOT MET'}"
-    print(
-        f"  {one} / {other}: {ratio['median']:.3f} "
-        f"(quartiles {ratio['quartile_1']:.3f}, {ratio['quartile_3']:.3f}){verdict}"
-    )
-    return {"one": one, "other": other, **ratio, "at_most": at_most, "met": met}
-
-
 def compare_steps(images: Tensor, repeats: int) -> dict:
     check_same_model(images)
     seconds = interleaved(step_contestants(images), TURNS * repeats)
-    show("One update (median)", "ms", 1e3, seconds)
-    limit = on_cpu(SLOWEST_STEP, images.device)
+    show("One update", "ms", 1e3, seconds)
     ratios = [
-        judge(seconds, f"aevb_step, {kind}", f"plain PyTorch, {kind}", limit)
+        judge(seconds, f"aevb_step, {kind}", f"plain PyTorch, {kind}", SLOWEST_STEP, images.device)
         for kind in ("fused Adam", "Adam")
     ]
     return {"seconds_per_update": seconds, "ratios": ratios}
@@ -297,34 +246,22 @@ def compare_epochs(images: Tensor, repeats: int) -> dict | None:
         "fit, Adam not fused": partial(fit_turn, images, False),
         "pythae, fused Adam": partial(pythae_turn, images, True),
     }
-    with silent_progress():
+    # Progress bars are drawn, as a user would have them, and thrown away.
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
         seconds = interleaved(contestants, repeats)
-    show(f"One epoch of {len(images):,} images (median)", "s", 1, seconds)
+    show(f"One epoch of {len(images):,} images", "s", 1, seconds)
     ratios = [
-        judge(seconds, "fit", "pythae", on_cpu(SLOWEST_EPOCH, images.device)),
+        judge(seconds, "fit", "pythae", SLOWEST_EPOCH, images.device),
         judge(seconds, "fit", "pythae, fused Adam"),
         judge(seconds, "fit, Adam not fused", "pythae"),
     ]
-    print(f"  fit trains an epoch {1 / ratios[0]['median']:.2f} x faster than pythae")
     return {"seconds_per_epoch": seconds, "ratios": ratios}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Time one update and one epoch of training.")
-    parser.add_argument("--repeats", type=int, default=15, help="of each comparison")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--json", type=Path, help="write the report to this file too")
-    options = parser.parse_args()
-    device = torch.device(options.device)
+def measure(device: torch.device, repeats: int) -> dict:
     images = data.mnist("5k").train.to(device)
-
-    report = {"machine": machine(device)}
-    print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
-    report["step"] = compare_steps(images, options.repeats)
-    report["epoch"] = compare_epochs(images, options.repeats)
-    if options.json:
-        write_json(report, options.json)
+    return {"step": compare_steps(images, repeats), "epoch": compare_epochs(images, repeats)}
 
 
 if __name__ == "__main__":
-    main()
+    main("One update and one epoch of training.", measure, repeats=15)

@@ -1,12 +1,11 @@
 """Run notebooks in place, each from a fresh kernel: ``python notebooks/run.py [NOTEBOOK ...]``.
 
-Without a name, every notebook is run, in the order of the course. Each prints one line: its
-name, the seconds it took, and ``ok`` or ``FAILED`` with the cell and its error. The file of a
-notebook that failed is left as it was. The exit status is 1 if any failed.
+Without a name, every notebook is run, in the order of the course. Each prints its name, seconds,
+and ``ok`` or ``FAILED`` with the cell and its error. The file of a notebook that failed is left as
+it was. The exit status is 1 if any failed.
 
-Warnings (what cells write to stderr) are shown here and not stored: they differ between
-machines. So do progress bars, which are not shown either. Printed lines are stored in one piece,
-however they arrived: the same run gives the same file.
+The same run gives the same file: warnings are shown here and not stored, as they differ between
+machines, progress bars are dropped, and printed lines are stored in one piece.
 """
 
 import argparse
@@ -31,48 +30,36 @@ PROGRESS_BAR = re.compile(r"\d+%\||\d+(it|s|batch)?/s\b|\bit/s|\bs/it")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def take_warnings(notebook: NotebookNode) -> list[str]:
-    """Remove what was written to stderr -> its lines, progress bars left out."""
-    lines = []
+def tidy(notebook: NotebookNode) -> list[str]:
+    """Leave in each cell what the next run gives too -> the warnings that were removed."""
+    warnings: list[str] = []
     for cell in notebook.cells:
-        if cell.cell_type != "code":
-            continue
-        kept = [output for output in cell.outputs if output.get("name") != "stderr"]
-        for output in cell.outputs:
-            if output.get("name") == "stderr":
-                lines += re.split(r"[\r\n]+", COLOUR.sub("", output.text))
-        cell.outputs = kept
         cell.metadata.pop("execution", None)
-    return [line for line in lines if line.strip() and not PROGRESS_BAR.search(line)]
-
-
-def join_lines(notebook: NotebookNode) -> None:
-    """Store what a cell prints, between two pictures, as one output."""
-    for cell in notebook.cells:
-        if cell.cell_type != "code":
-            continue
-        joined: list[NotebookNode] = []
-        for output in cell.outputs:
-            if joined and output.get("name") == joined[-1].get("name") == "stdout":
-                joined[-1].text += output.text
-            else:
-                joined.append(output)
-        cell.outputs = joined
-
-
-def shrink_pictures(notebook: NotebookNode) -> None:
-    """Store each drawing with 256 colours of its own: a third of the size, and no eye sees it."""
-    for cell in notebook.cells:
+        outputs: list[NotebookNode] = []
         for output in cell.get("outputs", []):
-            stored = output.get("data", {}).get("image/png")
-            if stored:
-                output.data["image/png"] = min(stored, few_colours(stored), key=len)
+            name, picture = output.get("name"), output.get("data", {}).get("image/png")
+            if name == "stderr":
+                warnings += re.split(r"[\r\n]+", COLOUR.sub("", output.text))
+            elif outputs and name == "stdout" == outputs[-1].get("name"):
+                outputs[-1].text += output.text
+            else:
+                outputs.append(output)
+            if picture:
+                output.data["image/png"] = min(picture, few_colours(picture), key=len)
+        if cell.cell_type == "code":
+            cell.outputs = outputs
+    return [line for line in warnings if line.strip() and not PROGRESS_BAR.search(line)]
 
 
 def few_colours(picture: str) -> str:
-    """A PNG in base64 -> the same picture as a PNG with a palette; a photograph stays as it is."""
-    image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
-    if image.getcolors(MOST_COLOURS) is None:
+    """A PNG in base64 -> the same with a palette of 256 colours, a third of the size.
+
+    A photograph, which has more colours than a drawing, stays as it is, and so does what has a
+    palette.
+    """
+    image = Image.open(io.BytesIO(base64.b64decode(picture)))
+    palette, image = image.mode == "P", image.convert("RGB")
+    if palette or image.getcolors(MOST_COLOURS) is None:
         return picture
     small = io.BytesIO()
     # The widest cover of colours: the usual method gives rare hues, such as thin lines, away.
@@ -111,9 +98,7 @@ def run(path: Path) -> bool:
         print(f"{time.perf_counter() - start:6.1f} s  FAILED", flush=True)
         print(what_failed(notebook, error), flush=True)
         return False
-    warnings = take_warnings(notebook)
-    join_lines(notebook)
-    shrink_pictures(notebook)
+    warnings = tidy(notebook)
     write_notebook(path, notebook)
     print(f"{time.perf_counter() - start:6.1f} s  ok", flush=True)
     for line in warnings:

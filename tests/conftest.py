@@ -10,14 +10,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "notebooks"))  # pairs.py and run.py, the notebooks' tools
-
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "notebooks"))  # pairs.py, run.py
 matplotlib.use("Agg")
-
 # The same examples on every run, and nothing written; a deadline would measure the machine.
-settings.register_profile("house", derandomize=True, database=None, deadline=None)
-settings.load_profile("house")
+settings.register_profile("course", derandomize=True, database=None, deadline=None)
+settings.load_profile("course")
 
 
 @pytest.fixture(autouse=True)

@@ -1,241 +1,418 @@
-"""Densities and divergences against torch, against integrals and against Monte Carlo."""
+"""Densities and divergences against torch, dense matrices, integrals, draws and optimisers."""
 
+import copy
 import math
+import os
+import pickle
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
-from torch.distributions import Bernoulli, Independent, Laplace, Normal, kl_divergence
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import log_expit
+from scipy.stats import norm
+from torch import distributions as td
+from torch.distributions import Distribution, kl_divergence
 
-from vaelib.distributions import (
-    AR1,
-    DiagNormal,
-    GreyBernoulli,
-    PixelBernoulli,
-    committed_rate,
-    committed_variance,
-)
+from vaelib import distributions as ours
+from vaelib.distributions import AR1, DiagNormal, PixelBernoulli, committed_rate, committed_variance
+
+ALPHA = torch.tensor([0.0, 0.5, 0.95]).double()
+NAN, INF, close = math.nan, math.inf, torch.testing.assert_close
 
 
 def normals(batch, event, seed=0):
     torch.manual_seed(seed)
-    shape = (*batch, *event)
-    loc, scale = torch.randn(shape).double(), torch.rand(shape).double() + 0.3
-    return DiagNormal(loc, scale, event_dims=len(event))
+    loc, scale = torch.randn(*batch, *event).double(), torch.rand(*batch, *event).double()
+    return DiagNormal(loc, scale + 0.2, event_dims=len(event))
+
+
+def dense(alpha, length):
+    """One channel of the AR(1) process as a matrix: covariance α^|s − t|."""
+    steps = torch.arange(length)
+    covariance = alpha ** (steps[:, None] - steps).abs()
+    return td.MultivariateNormal(torch.zeros(length).double(), covariance)
 
 
 @pytest.mark.parametrize("event", [(3,), (4, 3), (1, 5, 2)])
-def test_log_prob_entropy_and_moments_are_those_of_torch(event):
-    ours = normals((6,), event)
-    torchs = Independent(Normal(ours.loc, ours.scale), len(event))
-    value = torch.randn(6, *event).double()
-    torch.testing.assert_close(ours.log_prob(value), torchs.log_prob(value))
-    torch.testing.assert_close(ours.entropy(), torchs.entropy())
-    assert ours.batch_shape == (6,) and ours.event_shape == event
+def test_diag_normal_is_that_of_torch(event):
+    q, p = normals((6,), event, 1), normals((), event, 2)
+    torchs, other = (td.Independent(td.Normal(d.loc, d.scale), len(event)) for d in (q, p))
+    assert q.batch_shape == (6,) and q.event_shape == event
+    close(q.log_prob(p.loc), torchs.log_prob(p.loc))
+    close(q.entropy(), torchs.entropy())
+    close(q.variance, torchs.variance)
+    close(kl_divergence(q, p), kl_divergence(torchs, other))
+    close(ours.kl_terms(q, p), kl_divergence(torchs.base_dist, other.base_dist))
 
 
-def test_density_integrates_to_one():
-    q = DiagNormal(torch.tensor([0.3]).double(), torch.tensor([0.7]).double())
-    grid = torch.linspace(-8, 8, 4001).double()
-    density = q.log_prob(grid.unsqueeze(-1)).exp()
+def test_its_density_integrates_to_one():
+    grid, one = torch.linspace(-8, 8, 4001).double(), torch.ones(1).double()
+    density = DiagNormal(0.3 * one, 0.7 * one).log_prob(grid.unsqueeze(-1)).exp()
     assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=1e-10)
 
 
-@pytest.mark.parametrize("event", [(3,), (4, 3)])
-def test_kl_is_that_of_torch(event):
-    q, p = normals((6,), event, 1), normals((), event, 2)
-    torchs = [Independent(Normal(d.loc, d.scale), len(event)) for d in (q, p)]
-    torch.testing.assert_close(kl_divergence(q, p), kl_divergence(*torchs))
-    assert kl_divergence(q, p).shape == (6,)
+def test_draws_carry_gradients_to_both_parameters():
+    loc, scale = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    z = DiagNormal(loc, scale).rsample()
+    dz_dloc, dz_dscale = torch.autograd.grad(z.sum(), (loc, scale))
+    assert torch.equal(dz_dloc, torch.ones(3)) and torch.equal(dz_dscale, z)  # z = 0 + 1·ε
 
 
-def test_kl_is_its_monte_carlo_estimate():
-    q, p = normals((4,), (3,), 1), normals((), (3,), 2)
-    z = q.sample((200_000,))
+@st.composite
+def hostile(draw, low=-2.0, high=2.0):
+    """A tensor of any shape and type, perhaps with one value that does not belong there."""
+    shape = draw(st.lists(st.integers(0, 5), max_size=5))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 9)))
+    x = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+    if x.numel() and draw(st.booleans()):
+        x.view(-1)[0] = draw(st.sampled_from([NAN, INF, -INF, 1e30, -1e30, 1e-30, -0.5, 1.5]))
+    kinds = "float32 float64 float16 bfloat16 int64 bool complex64".split()
+    dtype = getattr(torch, draw(st.sampled_from(kinds)))
+    return x.to(dtype) if dtype.is_floating_point else x.nan_to_num(0, 1, -1).to(dtype)
+
+
+@settings(max_examples=200)
+@given(hostile(), hostile(low=0.1), hostile(), st.integers(-1, 4))
+def test_any_input_gets_the_right_density_or_a_clear_error(loc, scale, value, event_dims):
+    try:
+        q = DiagNormal(loc, scale, event_dims)
+        assert q.loc.isfinite().all() and (q.scale > 0).all()
+        found = q.log_prob(value)
+    except (TypeError, ValueError) as error:
+        assert any(word in str(error).lower() for word in ("expected", "not broadcastable with"))
+        return
+    assert value.shape[value.dim() - event_dims :] == q.event_shape
+    parts = [part.double().numpy() for part in torch.broadcast_tensors(value, q.loc, q.scale)]
+    with np.errstate(all="ignore"):
+        exact = norm.logpdf(*parts).sum(axis=tuple(range(-event_dims, 0)))
+    assert found.shape == exact.shape
+    usual = np.abs(exact) < 1e30  # the density of an infinite value may be e^−∞
+    rough = 0.1 if value.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    np.testing.assert_allclose(found.double().numpy()[usual], exact[usual], rough, rough)
+
+
+def test_a_grey_level_scores_the_expected_bit_also_at_extreme_logits():
+    logit, grey = torch.linspace(-40, 40, 81).unsqueeze(-1), torch.tensor([0.0, 0.25, 0.9, 1.0])
+    found = PixelBernoulli(logit.unsqueeze(-1), 1).log_prob(grey.unsqueeze(-1))
+    white, black = (torch.tensor(log_expit(sign * logit.double().numpy())) for sign in (1, -1))
+    exact = grey * white + (1 - grey) * black
+    close(found.double(), exact, rtol=1e-5, atol=1e-6)
+    for size in (1e4, 1e36):
+        p, zeros = PixelBernoulli(torch.full((1, 2, 2), size)), torch.zeros(1, 2, 2)
+        assert p.log_prob(zeros).item() == pytest.approx(-4 * size)
+        assert p.log_prob(zeros + 1).item() == 0
+
+
+def test_pixel_bernoulli_sums_to_one_over_all_images():
+    p = PixelBernoulli(torch.randn(1, 3, 3).double())
+    bits = torch.arange(512).unsqueeze(-1).bitwise_and(2 ** torch.arange(9)).ne(0)
+    total = p.log_prob(bits.double().view(512, 1, 3, 3)).exp().sum()
+    assert total.item() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8", "int64", "bool", "float64"])
+def test_the_finer_type_of_pixels_and_logits_decides(dtype):
+    logits, ones = torch.full((2, 1, 28, 28), -100.0), torch.ones(2, 1, 28, 28)
+    found = PixelBernoulli(logits).log_prob(ones.to(getattr(torch, dtype)))
+    assert found.tolist() == [-78_400.0, -78_400.0]
+    assert found.dtype == (torch.float64 if dtype == "float64" else torch.float32)
+    assert PixelBernoulli(logits.double()).log_prob(ones).dtype == torch.float64
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 17])
+def test_ar1_is_the_dense_normal(length):
+    prior, z, q = AR1(ALPHA, length), torch.randn(6, length, 3).double(), normals((4,), (length, 3))
+    matrices = [dense(alpha, length) for alpha in ALPHA]
+    expected = sum(matrix.log_prob(z[..., k]) for k, matrix in enumerate(matrices))
+    close(prior.log_prob(z), expected)
+    close(prior.entropy(), sum(matrix.entropy() for matrix in matrices))
+    covariances = [torch.diag_embed(q.variance[..., k]) for k in range(3)]
+    channels = [td.MultivariateNormal(q.loc[..., k], covariances[k]) for k in range(3)]
+    expected = sum(kl_divergence(channels[k], matrices[k]) for k in range(3))
+    close(kl_divergence(q, prior), expected)
+
+
+def test_the_rate_to_the_standard_normal_is_appendix_b_also_without_correlation():
+    q, zeros = normals((5,), (6, 3)), torch.zeros(6, 3).double()
+    standard, process = DiagNormal(zeros, zeros + 1, 2), AR1(torch.zeros(3).double(), 6)
+    paper = -0.5 * (1 + q.scale.square().log() - q.loc.square() - q.scale.square()).sum((1, 2))
+    close(kl_divergence(q, standard), paper)
+    close(kl_divergence(q, process), paper)
+    close(process.log_prob(q.loc), standard.log_prob(q.loc))
+
+
+def test_draws_have_the_covariance_of_the_process():
+    prior = AR1(ALPHA, 4)
+    z = prior.sample((200_000,))
+    assert (prior.mean == 0).all() and (prior.variance == 1).all()
+    for k, alpha in enumerate(ALPHA):
+        # Standard errors of a covariance are at most √2/√200,000 = 0.0032.
+        error = torch.cov(z[..., k].T) - dense(alpha, 4).covariance_matrix
+        assert error.abs().max() < 4 * 0.0032
+
+
+def test_draws_and_divergences_are_differentiable_in_alpha():
+    def draw(alpha):
+        torch.manual_seed(0)
+        return AR1(alpha, 5).rsample((3,))
+
+    alpha, q = torch.tensor([0.3, 0.6]).double().requires_grad_(), normals((4,), (5, 2))
+    assert torch.autograd.gradcheck(draw, (alpha,))
+    assert torch.autograd.gradcheck(lambda alpha: kl_divergence(q, AR1(alpha, 5)), (alpha,))
+
+
+@pytest.mark.parametrize("p", [normals((), (5, 3), 2), AR1(ALPHA, 5)], ids=["normal", "AR1"])
+def test_kl_is_its_monte_carlo_estimate_and_positive(p):
+    q = normals((4,), (5, 3), 1)
+    z = q.sample((100_000,))
     ratio = q.log_prob(z) - p.log_prob(z)
-    standard_error = ratio.std(0) / math.sqrt(len(z))
-    # Four standard errors: a false alarm in one of 16,000 comparisons.
-    assert ((ratio.mean(0) - kl_divergence(q, p)).abs() < 4 * standard_error).all()
+    error = 4 * ratio.std(0) / len(z) ** 0.5  # a false alarm in one of 16,000 comparisons
+    assert ((ratio.mean(0) - kl_divergence(q, p)).abs() < error).all()
+    assert (kl_divergence(q, p) > 0).all() and kl_divergence(q, q).abs().max() < 1e-14
 
 
-def test_kl_is_zero_only_for_equal_distributions():
-    q = normals((4,), (3,))
-    assert kl_divergence(q, q).abs().max() < 1e-14
-    assert (kl_divergence(q, normals((4,), (3,), 9)) > 0).all()
+def test_terms_up_to_row_t_are_the_rate_of_a_process_of_t_rows():
+    """The beginning of an AR(1) process is an AR(1) process: the chain rule, row by row."""
+    whole = normals((4,), (6, 3))
+    terms = ours.kl_terms(whole, AR1(ALPHA, 6))
+    for t in range(1, 7):
+        for k in range(3):
+            q = DiagNormal(whole.loc[:, :t, k : k + 1], whole.scale[:, :t, k : k + 1], 2)
+            rate = kl_divergence(q, AR1(ALPHA[k : k + 1], t))
+            close(terms[:, :t, k].sum(1), rate)
 
 
-def test_kl_to_the_standard_normal_is_appendix_b():
-    q = normals((5,), (3,))
-    p = DiagNormal(torch.zeros(3).double(), torch.ones(3).double())
-    paper = -0.5 * (1 + q.scale.square().log() - q.loc.square() - q.scale.square()).sum(-1)
-    torch.testing.assert_close(kl_divergence(q, p), paper)
+def test_the_rules_do_not_fire_for_other_families():
+    class Own(DiagNormal):
+        """A subclass may have its own divergence."""
 
-
-def test_kl_refuses_events_that_would_broadcast():
-    with pytest.raises(ValueError, match="expected equal event shapes"):
-        kl_divergence(normals((4,), (1,)), normals((), (8,)))
-
-
-def test_kl_rule_does_not_fire_for_other_families():
-    laplace, p = Independent(Laplace(torch.zeros(3), torch.ones(3)), 1), normals((), (3,))
-    torchs = kl_divergence(Laplace(torch.zeros(3), torch.ones(3)), Normal(p.loc, p.scale)).sum()
-    torch.testing.assert_close(kl_divergence(laplace, p), torchs)
+    laplace, p = td.Laplace(torch.zeros(3).double(), torch.ones(3).double()), normals((), (3,))
+    torchs = kl_divergence(laplace, td.Normal(p.loc, p.scale)).sum()
+    close(kl_divergence(td.Independent(laplace, 1), p), torchs)
+    assert ours.kl_terms(td.Independent(laplace, 1), p) is None
+    assert ours.kl_terms(Own(torch.zeros(3), torch.ones(3)), p) is None
     with pytest.raises(NotImplementedError):
         kl_divergence(PixelBernoulli(torch.zeros(1, 1, 3), event_dims=1), p)
 
 
-def test_expand_and_rsample():
-    q = normals((), (3,))
-    wide = q.expand((5,))
-    assert wide.batch_shape == (5,) and isinstance(wide, DiagNormal)
-    assert wide.rsample((2,)).shape == (2, 5, 3)
-    value = torch.randn(3).double()
-    torch.testing.assert_close(wide.log_prob(value), q.log_prob(value).expand(5))
+@pytest.mark.parametrize("p", [normals((), (4, 3)), AR1(ALPHA, 4)], ids=["normal", "AR1"])
+@pytest.mark.parametrize(
+    ("q_batch", "p_batch", "batch"),
+    [((2,), (), (2,)), ((), (3,), (3,)), ((2, 1), (3,), (2, 3)), ((2,), (3,), None)],
+)
+def test_batches_of_a_divergence_broadcast_or_are_refused(p, q_batch, p_batch, batch):
+    q, p = normals(q_batch, (4, 3)), p.expand(p_batch)
+    if batch is None:
+        with pytest.raises(ValueError, match=r"batch shapes that broadcast.*\(2,\) and \(3,\)"):
+            kl_divergence(q, p)
+    else:
+        assert kl_divergence(q, p).shape == batch and ours.kl_terms(q, p).shape == (*batch, 4, 3)
 
 
-def test_rsample_carries_gradients_to_both_parameters():
-    loc = torch.zeros(3, requires_grad=True)
-    scale = torch.ones(3, requires_grad=True)
-    torch.manual_seed(0)
-    z = DiagNormal(loc, scale).rsample()
-    z.sum().backward()
-    torch.testing.assert_close(loc.grad, torch.ones(3))
-    torch.testing.assert_close(scale.grad, z.detach())  # z = 0 + 1·ε, dz/dσ = ε
+def test_golden_values_of_the_paper():
+    """Razavi et al. (2019) print 79.44 and 666.6 bits per image."""
+    low = committed_rate(torch.linspace(0.5, 0.95, 8).double(), 32) / math.log(2)
+    high = committed_rate(torch.linspace(0.5, 0.99, 64).double(), 32) / math.log(2)
+    assert low.item() == pytest.approx(79.447, abs=5e-4)
+    assert high.item() == pytest.approx(666.63, abs=5e-3)
+    two = [committed_rate([alpha], 2).item() for alpha in (0.5, 0.8, 0.95)]
+    assert two == pytest.approx([0.144, 0.511, 1.164], abs=5e-4)
 
 
-@pytest.mark.parametrize("wrong", [(8, 28, 28), (8, 1, 28, 20), (28,)])
-def test_log_prob_refuses_other_event_shapes(wrong):
-    # torch's Independent broadcasts the first of these to an answer that means nothing.
-    image = DiagNormal(torch.zeros(8, 1, 28, 28), torch.ones(8, 1, 28, 28), event_dims=3)
-    binary = PixelBernoulli(torch.zeros(8, 1, 28, 28))
-    for distribution in (image, binary):
+@pytest.mark.parametrize("length", [1, 2, 3, 8, 32])
+def test_the_minimiser_reaches_the_committed_rate_and_no_posterior_is_below(length):
+    scale, least = committed_variance(ALPHA, length).sqrt(), committed_rate(ALPHA, length)
+    prior, shape = AR1(ALPHA, length), (2000, length, 3)
+    minimiser = DiagNormal(torch.zeros_like(scale), scale, 2)
+    assert (kl_divergence(minimiser, prior) - least).abs() < 1e-10
+    q = DiagNormal(torch.randn(shape).double(), (4 * torch.randn(shape).double()).exp(), 2)
+    assert (kl_divergence(q, prior) >= least).all()
+    if length == 1:  # commits to nothing: the posterior can be the prior
+        assert (scale == 1).all() and least.item() == 0
+
+
+@pytest.mark.parametrize("length", [2, 3, 8, 32])
+@pytest.mark.parametrize("alpha", [0.3, 0.8, 0.99])
+def test_an_optimiser_comes_down_to_it_and_no_further(length, alpha):
+    alpha = torch.tensor([alpha]).double()
+    loc, log_scale = (torch.randn(length, 1).double().requires_grad_() for _ in range(2))
+    optimizer = torch.optim.LBFGS([loc, log_scale], max_iter=500, line_search_fn="strong_wolfe")
+
+    def rate():
+        return kl_divergence(DiagNormal(loc, log_scale.exp(), event_dims=2), AR1(alpha, length))
+
+    def closure():
+        optimizer.zero_grad()
+        rate().backward()
+        return rate()
+
+    for _ in range(5):
+        optimizer.step(closure)
+    reached, least = rate().item(), committed_rate(alpha, length).item()
+    assert reached > least - 1e-10
+    assert reached == pytest.approx(least, abs=1e-6)  # and the bound is tight
+    variance = (2 * log_scale).exp().detach()
+    close(variance, committed_variance(alpha, length), rtol=1e-3, atol=0)
+
+
+KINDS = [normals((), (3,)), PixelBernoulli(torch.randn(1, 2, 3).double()), AR1(ALPHA, 4)]
+
+
+@pytest.mark.parametrize("one", KINDS, ids=["DiagNormal", "PixelBernoulli", "AR1"])
+def test_expanded_copied_and_stored_they_are_the_same(one):
+    value = torch.rand(one.event_shape).double()
+    wide, log_prob = one.expand((5,)), one.log_prob(value)
+    assert type(wide) is type(one) and wide.event_shape == one.event_shape
+    assert wide.batch_shape == wide.entropy().shape == (5,) and log_prob.shape == ()
+    assert wide.mean.shape == wide.variance.shape == (5, *one.event_shape)
+    assert wide.sample((2,)).shape == (2, 5, *one.event_shape)
+    assert wide.sample().dtype == log_prob.dtype == torch.float64
+    close(wide.log_prob(value), log_prob.expand(5))
+    for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert torch.equal(other.log_prob(value), log_prob)
+    for wrong in (one, wide, wide.expand((2, 5))):  # none of them has lost its checks
+        with pytest.raises(ValueError, match=r"finite|nan"):
+            wrong.log_prob(torch.full_like(value, NAN))
         with pytest.raises(ValueError, match="expected a value of shape"):
-            distribution.log_prob(torch.zeros(wrong))
+            wrong.log_prob(value[..., :1])  # torch would broadcast it to a meaningless number
+    with pytest.raises((ValueError, RuntimeError)):
+        one.expand((3,)).expand((7,))
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
-def test_bad_scales_are_refused(scale):
-    with pytest.raises(ValueError):
-        DiagNormal(torch.zeros(3), torch.full((3,), scale))
-
-
-@pytest.mark.parametrize("event_dims", [0, 3])
-def test_bad_event_dims_are_refused(event_dims):
-    with pytest.raises(ValueError, match="event_dims"):
-        DiagNormal(torch.zeros(2, 3), torch.ones(2, 3), event_dims)
-
-
-def test_grey_bernoulli_is_bernoulli_on_bits():
-    torch.manual_seed(0)
-    logits = 3 * torch.randn(50).double()
-    bits = (torch.rand(50) < 0.5).double()
-    torch.testing.assert_close(
-        GreyBernoulli(logits).log_prob(bits), Bernoulli(logits=logits).log_prob(bits)
-    )
-
-
-def test_grey_level_scores_the_expected_bit():
-    logits = torch.tensor([-2.0, 0.3, 5.0]).double()
-    grey = torch.tensor([0.25, 0.5, 0.9]).double()
-    grey_bernoulli = GreyBernoulli(logits)
-    expected = grey * grey_bernoulli.log_prob(torch.ones(3).double())
-    expected += (1 - grey) * grey_bernoulli.log_prob(torch.zeros(3).double())
-    torch.testing.assert_close(grey_bernoulli.log_prob(grey), expected)
-
-
-def test_pixel_bernoulli_sums_to_one_over_all_images():
-    torch.manual_seed(0)
-    p = PixelBernoulli(torch.randn(1, 3, 3).double())
-    bits = torch.arange(512).unsqueeze(-1).bitwise_and(2 ** torch.arange(9)).ne(0)
-    images = bits.double().view(512, 1, 3, 3)
-    assert p.log_prob(images).exp().sum().item() == pytest.approx(1, abs=1e-12)
-
-
-@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
-def test_pixels_outside_the_unit_interval_are_refused(value):
-    with pytest.raises(ValueError):
-        PixelBernoulli(torch.zeros(2, 1, 3, 3)).log_prob(torch.full((2, 1, 3, 3), value))
-
-
-def test_extreme_logits_stay_finite():
-    p = PixelBernoulli(torch.full((1, 1, 2, 2), 1e4))
-    assert p.log_prob(torch.zeros(1, 1, 2, 2)).item() == pytest.approx(-4e4)
-    assert p.log_prob(torch.ones(1, 1, 2, 2)).item() == pytest.approx(0)
-    wide = p.expand((3,))
-    assert wide.batch_shape == (3,) and wide.sample().shape == (3, 1, 2, 2)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_logits_that_are_not_finite_are_refused(value):
-    logits = torch.zeros(2, 1, 3, 3)
-    logits[1, 0, 2, 2] = value
-    with pytest.raises(ValueError, match="expected finite logits"):
-        PixelBernoulli(logits)
-
-
-@pytest.mark.parametrize(
-    ("distribution", "value"),
-    [
-        (PixelBernoulli(torch.zeros(1, 3, 3)), torch.full((2, 1, 3, 3), 255.0)),
-        (DiagNormal(torch.zeros(3), torch.ones(3)), torch.full((2, 3), float("nan"))),
-        (AR1(torch.tensor([0.5]), 3), torch.full((2, 3, 1), float("nan"))),
-    ],
-)
-def test_expanded_distributions_still_look_at_values(distribution, value):
-    wide = distribution.expand((2,))
-    for one in (distribution, wide, wide.expand((2,))):
-        with pytest.raises(ValueError):
-            one.log_prob(value)
-
-
-@pytest.mark.parametrize(
-    ("loc", "scale", "message"),
-    [
-        (float("nan"), 1.0, "expected finite loc, got nan"),
-        (float("inf"), 1.0, "expected finite loc, got 0.0 to inf"),
-        (-float("inf"), 1.0, "expected finite loc, got -inf to 0.0"),
-        (0.0, float("inf"), "whose squares torch.float32 can hold, got 1.0 to inf"),
-        (0.0, 1e-30, "whose squares torch.float32 can hold"),
-        (0.0, 1e30, "whose squares torch.float32 can hold"),
-        (0.0, 0.0, "expected scale > 0, got 0.0"),
-        (0.0, -1.0, "expected scale > 0, got -1.0"),
-        (0.0, float("nan"), "expected scale > 0, got nan"),
-    ],
-)
-def test_one_bad_parameter_among_many_is_found(loc, scale, message):
-    locs, scales = torch.zeros(4, 5), torch.ones(4, 5)
-    locs[2, 3], scales[1, 4] = loc, scale
-    with pytest.raises(ValueError, match=message):
-        DiagNormal(locs, scales)
-    DiagNormal(locs, scales, validate_args=False)
-
-
-def test_the_finer_type_decides():
-    """Half-precision, integer or boolean pixels under float32 logits: the answer is float32."""
-    logits = torch.full((2, 1, 28, 28), -100.0)
-    ones = torch.ones(2, 1, 28, 28)
-    for value in (ones.half(), ones.bfloat16(), ones.to(torch.uint8), ones.long(), ones.bool()):
-        found = PixelBernoulli(logits).log_prob(value)
-        torch.testing.assert_close(found, torch.full((2,), -78_400.0))
-    exact = PixelBernoulli(logits.double()).log_prob(ones)
-    torch.testing.assert_close(exact, torch.full((2,), -78_400.0).double())
-    assert PixelBernoulli(logits).log_prob(ones.double()).dtype == torch.float64
-
-
-@pytest.mark.parametrize("event_dims", [0, -1, 4])
-def test_an_image_has_dimensions(event_dims):
-    with pytest.raises(ValueError, match="expected 1 <= event_dims"):
-        PixelBernoulli(torch.zeros(2, 3, 3), event_dims)
-
-
-def test_large_logits_are_finite_though_their_sum_is_not():
-    p = PixelBernoulli(torch.full((1, 28, 28), 1e36))
-    assert p.log_prob(torch.ones(1, 28, 28)).item() == 0
-
-
-def test_ar1_computes_in_float32_at_least():
-    """In bfloat16 the rate would come out below the least that is possible."""
-    alpha = torch.linspace(0.5, 0.95, 8).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_parameters_are_computed_with_in_float32(dtype):
+    """float16 ends at 65,504, below these sums; bfloat16 would break the committed rate."""
+    loc, scale = torch.full((2, 600), 8.0, dtype=dtype), torch.full((2, 600), 0.5, dtype=dtype)
+    q, p = DiagNormal(loc, scale), DiagNormal(torch.zeros(600), torch.full((600,), 0.5))
+    exact = kl_divergence(DiagNormal(loc.double(), scale.double()), p)
+    assert exact[0] > 65_504 and q.rsample().dtype == torch.float32
+    close(kl_divergence(q, p).double(), exact, rtol=1e-6, atol=0)
+    logits = torch.full((1, 28, 28), -100.0, dtype=dtype)
+    assert PixelBernoulli(logits).log_prob(torch.ones(1, 28, 28)).item() == -78_400
+    alpha = torch.linspace(0.5, 0.95, 8).to(dtype)
     q = DiagNormal(torch.zeros(32, 8), committed_variance(alpha, 32).sqrt(), 2)
     rate = kl_divergence(q, AR1(alpha, 32))
     assert rate.dtype == torch.float32
-    torch.testing.assert_close(rate, committed_rate(alpha.float(), 32))
+    close(rate, committed_rate(alpha.float(), 32))
+
+
+@pytest.mark.parametrize("alpha", [[0, 0.5], [0.0, 0.5], np.linspace(0, 0.5, 2)], ids=str)
+def test_alpha_may_be_a_list_or_an_array_and_the_length_numpys(alpha):
+    prior = AR1(alpha, np.int64(4))
+    assert prior.sample().dtype == torch.float32 and prior.event_shape == (4, 2)
+    assert prior.alpha.tolist() == [0.0, 0.5]
+    assert committed_rate(alpha, np.int64(4)).dtype == torch.float32
+
+
+ZEROS, ONES, IMAGE = torch.zeros(4, 5), torch.ones(4, 5), torch.zeros(8, 1, 28, 28)
+FLAT, BITS = normals((4,), (1,)), PixelBernoulli(IMAGE)
+
+
+def put(x, value):
+    """One bad number among many."""
+    return x.index_put((torch.tensor(3), torch.tensor(4)), torch.tensor(value))
+
+
+NORMALS = [
+    *((bad, 1.0, f"expected finite loc, got .*{str(bad).lstrip('-')}") for bad in (NAN, INF, -INF)),
+    *((0.0, bad, f"expected scale > 0, got {bad}") for bad in (0.0, -1.0, NAN)),
+    *((0.0, bad, "whose squares torch.float32 can hold, got") for bad in (INF, 1e-30, 1e30)),
+]
+
+
+@pytest.mark.parametrize(("loc", "scale", "message"), NORMALS)
+def test_bad_parameters_of_a_normal_are_refused(loc, scale, message):
+    locs, scales = put(ZEROS, loc), put(ONES, scale)
+    with pytest.raises(ValueError, match=message):
+        DiagNormal(locs, scales)
+    DiagNormal(locs, scales, validate_args=False)
+    with ours.no_validation():
+        DiagNormal(locs, scales)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: DiagNormal(ZEROS, torch.ones(3)), r"got \(4, 5\) and \(3,\)"),
+        (lambda: DiagNormal(ZEROS.long(), ONES), "expected float loc and scale, got"),
+        (lambda: DiagNormal(ZEROS, ONES, 0), "expected 1 <= event_dims .* got .*=0"),
+        (lambda: DiagNormal(ZEROS, ONES, 3), "expected 1 <= event_dims .* got .*=3"),
+        (lambda: PixelBernoulli(ZEROS, -1), "expected 1 <= event_dims .* got .*=-1"),
+        (lambda: PixelBernoulli(put(ZEROS, NAN), 2), "finite logits, got nan"),
+        (lambda: PixelBernoulli(put(ZEROS, INF), 2), "finite logits.*got .*inf"),
+        (lambda: PixelBernoulli(put(ZEROS, -INF), 2), "finite logits, got -inf"),
+        (lambda: BITS.log_prob(IMAGE - 0.01), r"in \[0, 1\], got -0"),
+        (lambda: BITS.log_prob(IMAGE + 255), r"got 255.0 to 255.0"),
+        (lambda: BITS.log_prob(IMAGE[:, 0]), r"got \(8, 28, 28\)"),
+        (lambda: DiagNormal(IMAGE, IMAGE + 1, 3).log_prob(IMAGE[:, 0]), "of shape"),
+        (lambda: DiagNormal(ZEROS, ONES).log_prob(ZEROS * 1j), "expected a real value"),
+        (lambda: DiagNormal(ZEROS, ONES).log_prob(ZEROS[:0]), "at least one value"),
+        (lambda: AR1(ALPHA, 4).log_prob(torch.zeros(5, 1, 3)), "a value of shape"),
+        (lambda: AR1(ALPHA, 4).log_prob(torch.full((4, 3), INF)), "finite values"),
+        (lambda: AR1(ALPHA, 4).expand((3,)).expand((7,)), r"got \(7,\) and \(3,\)"),
+        (lambda: kl_divergence(FLAT, normals((), (8,))), r"equal event.*\(1,\) and"),
+        (lambda: kl_divergence(FLAT, AR1(ALPHA, 4)), r"equal event.*\(1,\) and \(4, 3"),
+        (lambda: ours.check_batch(np.zeros((2, 3))), r"got numpy.ndarray.*as_tensors\(x\)"),
+        (lambda: ours.check_batch([[0.5]]), r"got list: .*as_tensors\(x\)"),
+        (lambda: ours.check_batch(IMAGE.byte()), r"got torch.uint8.*x.float\(\) / 255"),
+        (lambda: ours.check_batch(IMAGE.half()), r"got torch.float16.*with x.float\(\)"),
+        (lambda: ours.check_batch(IMAGE.long()), r"got torch.int64.*with x.float\(\)"),
+        (lambda: ours.check_batch(torch.zeros(3)), r"a batch \(B, \*event\).*got \(3,\)"),
+        (lambda: ours.check_batch(IMAGE[:0]), r"at least one, got \(0, 1, 28, 28\)"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+PROCESSES = [
+    *(([bad], 4, r"alpha in \[0, 1\)") for bad in (1.0, 1.5, -0.1, NAN)),
+    *((bad, 4, r"alpha of shape \(d,\)") for bad in ([[0.5]], [])),
+    *(([0.5], bad, "a length of at least 1") for bad in (0, 2.5, "3", None, True)),
+]
+
+
+@pytest.mark.parametrize("call", [AR1, committed_rate, committed_variance])
+@pytest.mark.parametrize(("alpha", "length", "message"), PROCESSES)
+def test_bad_processes_are_refused(call, alpha, length, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.tensor(alpha), length)
+
+
+SWITCHED_OFF = """
+import torch
+from vaelib.decoders import BernoulliMLP
+from vaelib.distributions import AR1
+torch.compile(lambda x: x, backend="eager")  # this is enough, though it is never called
+assert False, "python -O skips this"
+grey = torch.linspace(0, 255, 8).view(2, 1, 2, 2)
+decoder = BernoulliMLP(3, (1, 2, 2), 4)
+calls = [lambda: decoder(torch.zeros(2, 3)).log_prob(grey), lambda: AR1(torch.tensor([1.5]), 3)]
+for call in calls:
+    try:
+        print(torch.distributions.Distribution._validate_args, call())
+    except ValueError:
+        print("refused")
+"""
+
+
+def test_checks_hold_where_those_of_torch_are_off():
+    code, variables = [sys.executable, "-c", SWITCHED_OFF], os.environ | {"PYTHONOPTIMIZE": "1"}
+    done = subprocess.run(code, env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["refused", "refused"]
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_checks_can_be_switched_off_and_torchs_flag_comes_back(flag, monkeypatch):
+    monkeypatch.setattr(Distribution, "_validate_args", flag)
+    with pytest.raises(KeyError), ours.no_validation():
+        assert not ours.checking() and not Distribution._validate_args
+        BITS.log_prob(IMAGE + 255)
+        AR1(torch.tensor([1.5]), 3)
+        raise KeyError
+    assert ours.checking() and Distribution._validate_args == flag

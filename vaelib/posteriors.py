@@ -12,11 +12,11 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from vaelib.distributions import DiagNormal, committed_variance
-from vaelib.precision import precise
+from vaelib.networks import latent_shape, to_float32
 
 
 class Posterior(nn.Module):
-    """What all families share: two raw numbers for each latent variable.
+    """Base class of the families: two raw numbers for each latent variable.
 
     Args:
         latents: sizes of z, an int for a vector, ``(rows, d)`` for one vector per row.
@@ -30,10 +30,7 @@ class Posterior(nn.Module):
 
     def __init__(self, latents: int | Sequence[int]):
         super().__init__()
-        shape = (latents,) if isinstance(latents, int) else tuple(latents)
-        if not 1 <= len(shape) <= 2 or any(size < 1 for size in shape):
-            raise ValueError(f"expected latents d or (rows, d) with sizes >= 1, got {latents}")
-        self.event_shape = shape
+        self.event_shape = shape = latent_shape(latents)
         self.raw_shape = (*shape[:-1], 2 * shape[-1])
 
     def _split(self, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +42,7 @@ class Posterior(nn.Module):
             )
         if not raw.is_floating_point():
             raise TypeError(f"expected float raw outputs, got {raw.dtype}")
-        return precise(raw).chunk(2, dim=-1)
+        return to_float32(raw).chunk(2, dim=-1)
 
 
 class GaussianPosterior(Posterior):
@@ -68,22 +65,22 @@ class SequentialPosterior(Posterior):
 
         μ = m,   ln σ_t = ln σ*_t + r tanh(s / r)
 
-    around σ*², the variances of :func:`vaelib.distributions.committed_variance` that reach the
-    committed rate δ. Raw outputs of zero give the rate δ itself. Every diagonal posterior has
-    KL(q ‖ AR1) ≥ δ; this one starts there, never strays so far that training breaks, and has a σ
-    for each row: one σ shared by all rows could not come down to δ. Razavi et al. (2019).
+    around σ*², the variances of :func:`vaelib.distributions.committed_variance`: raw outputs of
+    zero give the committed rate δ. Every diagonal posterior has KL(q ‖ AR1) ≥ δ; this one starts
+    there, keeps ln σ within ± r of ln σ*, which keeps training stable, and has a σ for each row:
+    one σ shared by all rows cannot reach δ. Razavi et al. (2019).
 
     Args:
         alpha: correlations of the prior, ``(d,)`` in [0, 1).
         length: number of rows n.
-        reach: how far ln σ may stray from ln σ*, r > 0.
+        reach: the most that ln σ may differ from ln σ*, r > 0.
 
     Raises:
         ValueError: settings out of range, or raw outputs that are not ``(*batch, n, 2·d)``.
 
     >>> q = SequentialPosterior(torch.tensor([0.5, 0.9]), 14)(torch.zeros(8, 14, 4))
     >>> kl_divergence(q, AR1(torch.tensor([0.5, 0.9]), 14))[0]  # committed_rate(alpha, 14)
-    tensor(5.8681)
+    tensor(5.8730)
     """
 
     def __init__(self, alpha: Tensor, length: int, reach: float = 3.0):
@@ -97,7 +94,7 @@ class SequentialPosterior(Posterior):
     def forward(self, raw: Tensor) -> DiagNormal:
         """q(z|x), ``(*batch, n, 2·d)`` to batch ``batch``, event ``(n, d)``."""
         loc, shift = self._split(raw)
-        log_scale = self.log_scale + self.reach * torch.tanh(shift / self.reach)
+        log_scale = self.log_scale.to(loc) + self.reach * torch.tanh(shift / self.reach)
         return DiagNormal(loc, log_scale.exp(), 2)
 
 
@@ -110,11 +107,10 @@ class IndependentPosterior(Posterior):
     and every δ-posterior between the roots can be reached. Razavi et al. (2019), appendix. The
     square root matters: with g in its place the rate falls below δ.
 
-    Two values of μ cost the same. With ``sign`` "free", the sign of m is that of μ: each image
-    chooses a side, and a step of m across zero takes μ across the gap between −√g and √g without
-    any jump of the rate. With "positive", μ = √g + relu(m) for all images, with "negative" the
-    mirror image: no gap, but no gradient either where m has the wrong sign, and no information in
-    the side. On small digits the latents of the free family were used more.
+    μ and −μ cost the same. With ``sign`` "free", μ has the sign of m: each image chooses a side,
+    and the rate does not jump where m crosses zero and μ the gap between −√g and √g. With
+    "positive", μ = √g + relu(m) for all images, with "negative" the mirror image: no gap, but no
+    gradient where m has the wrong sign, and no information in the side.
 
     Args:
         delta: least rate of each dimension, 0 < δ ≤ 40 nats (beyond, σ² would underflow).

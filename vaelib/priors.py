@@ -6,8 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from vaelib.distributions import AR1, DiagNormal, check_event
-from vaelib.precision import in_full
+from vaelib.distributions import (
+    AR1,
+    DiagNormal,
+    broadcast,
+    check_event,
+    checking,
+    expanded_batch,
+)
+from vaelib.networks import full_precision, is_int
 
 
 class StandardNormal(nn.Module):
@@ -19,7 +26,7 @@ class StandardNormal(nn.Module):
 
     def __init__(self, shape: int | Sequence[int]):
         super().__init__()
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        shape = (shape,) if is_int(shape) else tuple(shape)
         if not shape or min(shape) < 1:
             raise ValueError(f"expected a shape of positive sizes, got {shape}")
         # Buffers follow .to(device); a distribution kept as an attribute would not.
@@ -54,14 +61,14 @@ class AR1Prior(nn.Module):
 
 
 class AuxiliaryPrior(nn.Module):
-    """A learned prior over rows: an LSTM that has seen z_1 … z_{t−1} puts out a Gaussian for z_t.
+    """A learned prior over rows: an LSTM that reads z_1 … z_{t−1} returns a Gaussian for z_t.
 
         p(z) = Π_t N(z_t; μ_t, diag σ_t²),   (μ_t, ln σ_t²) = W LSTM(z_1 … z_{t−1}) + b
 
     Trained after the model, on codes of the training images
-    (:func:`vaelib.learning.auxiliary_prior_step`), it replaces the prior that the model was
-    trained with: ``VAE(vae.encoder, auxiliary, vae.decoder)``. What it predicts better than that
-    prior did is a lower rate at the same distortion. Razavi et al. (2019).
+    (:func:`vaelib.training.learning.auxiliary_prior_step`), it replaces the prior that the model was
+    trained with: ``VAE(vae.encoder, auxiliary, vae.decoder)``. Its better predictions lower the
+    rate at the same distortion. Razavi et al. (2019).
 
     Args:
         latents: size d of the vector of each row.
@@ -74,16 +81,17 @@ class AuxiliaryPrior(nn.Module):
 
     def __init__(self, latents: int, length: int, hidden: int = 64):
         super().__init__()
-        if min(latents, length, hidden) < 1:
+        if not all(is_int(size) and size >= 1 for size in (latents, length, hidden)):
             raise ValueError(
                 f"expected latents, length and hidden >= 1, got {latents}, {length} and {hidden}"
             )
+        latents, length, hidden = int(latents), int(length), int(hidden)  # an LSTM refuses numpy's
         self.event_shape = (length, latents)
         self.lstm = nn.LSTM(latents, hidden, batch_first=True)
         self.out = nn.Linear(hidden, 2 * latents)
 
     def train(self, mode: bool = True) -> "AuxiliaryPrior":
-        """As ever, but for the LSTM: on a GPU, in evaluation mode, it could not be differentiated.
+        """Keep the LSTM in training mode: cuDNN has no backward pass in evaluation mode.
 
         Without dropout its two modes are the same. HMC and appendix D need gradients throughout.
         """
@@ -105,8 +113,8 @@ class AuxiliaryPrior(nn.Module):
         Returns:
             A :class:`DiagNormal` with batch ``(B, rows)`` and event ``(d,)``, and the state.
         """
-        seen, state = in_full(self.lstm, previous, state)
-        loc, log_variance = in_full(self.out, seen).chunk(2, dim=-1)
+        seen, state = full_precision(self.lstm, previous, state)
+        loc, log_variance = full_precision(self.out, seen).chunk(2, dim=-1)
         return DiagNormal(loc, torch.exp(0.5 * log_variance)), state
 
 
@@ -129,19 +137,17 @@ class RecurrentNormal(Distribution):
 
     def expand(self, batch_shape, _instance=None) -> "RecurrentNormal":
         """The same distribution with the batch shape ``batch_shape``."""
-        return RecurrentNormal(self.prior, batch_shape)
+        return RecurrentNormal(self.prior, expanded_batch(self, batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density in nats, ``(*batch,)``: one pass, as all the rows before are at hand."""
+        """Log density in nats, ``(*batch,)``, in one pass of the LSTM over all rows."""
         check_event(self, value)
-        # Where validation is off, a graph may be recorded: it cannot ask what the values are.
-        if Distribution._validate_args and not value.isfinite().all():
+        if checking() and not value.isfinite().all():
             raise ValueError("expected finite values, got nan or infinity among them")
         rows = value.reshape(-1, *self.event_shape)
         previous = torch.cat([torch.zeros_like(rows[:, :1]), rows[:, :-1]], 1)
-        log_density = self.prior.step(previous)[0].log_prob(rows).sum(-1)
-        batch = value.shape[: value.dim() - 2]
-        return log_density.view(batch).expand(torch.broadcast_shapes(batch, self.batch_shape))
+        log_density = self.prior.step(previous)[0].log_prob(rows).sum(-1).view(value.shape[:-2])
+        return log_density.expand(broadcast("batches", log_density.shape, self.batch_shape))
 
     @torch.no_grad()
     def sample(self, sample_shape=()) -> Tensor:

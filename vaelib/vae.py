@@ -8,19 +8,20 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from vaelib.distributions import check_batch, kl_terms
+from vaelib.networks import eval_mode
 
 
 class ELBO(NamedTuple):
     """The evidence lower bound of each image, in its two parts.
 
     Attributes:
-        distortion: −E_q[log p(x|z)], ``(B,)`` nats: what the code fails to say.
-        rate: KL(q(z|x) ‖ p(z)), ``(B,)`` nats: what the code costs.
+        distortion: −E_q[log p(x|z)], ``(B,)`` nats.
+        rate: KL(q(z|x) ‖ p(z)), ``(B,)`` nats.
     """
 
     distortion: Tensor
     rate: Tensor
-    terms = None  # not split
+    terms = None
 
     @property
     def value(self) -> Tensor:
@@ -66,12 +67,17 @@ class VAE(nn.Module):
         super().__init__()
         self.encoder, self.prior, self.decoder = encoder, prior, decoder
 
-    def forward(self, x: Tensor, samples: int = 1, split: bool = False) -> ELBO | SplitELBO:
-        """The same as :meth:`elbo`; calling the module is what wrappers for many devices need."""
-        return self.elbo(x, samples, split=split)
+    def forward(self, x: Tensor, samples: int = 1, **settings) -> ELBO | SplitELBO:
+        """The same as :meth:`elbo`; wrappers such as DistributedDataParallel call the module."""
+        return self.elbo(x, samples, **settings)
 
     def elbo(
-        self, x: Tensor, samples: int = 1, estimator: str = "auto", split: bool = False
+        self,
+        x: Tensor,
+        samples: int = 1,
+        estimator: str = "auto",
+        split: bool = False,
+        labels: Tensor | None = None,
     ) -> ELBO | SplitELBO:
         """A differentiable estimate of the bound of each image.
 
@@ -82,6 +88,7 @@ class VAE(nn.Module):
                 estimates it from the same draws (SGVB A, equation 6), ``"auto"`` is B where a
                 KL rule is registered for the pair and A elsewhere.
             split: return the rate of each latent variable, too.
+            labels: classes of the images ``(B,)``, for a decoder that is called with z and labels.
 
         Returns:
             ELBO(distortion, rate), each ``(B,)`` nats; with ``split`` a :class:`SplitELBO`.
@@ -101,7 +108,8 @@ class VAE(nn.Module):
         _check("event of encoder(x)", q.event_shape, p.event_shape)
         leading = () if samples == 1 else (samples,)
         z = q.rsample(leading)  # (*leading, B, *latent_shape)
-        likelihood = self.decoder(z)  # batch (*leading, B)
+        given = () if labels is None else (labels.expand(*leading, *labels.shape),)
+        likelihood = self.decoder(z, *given)  # batch (*leading, B)
         batch = x.shape[: max(0, x.dim() - len(likelihood.event_shape))]
         _check("images (x)", x.shape[len(batch) :], likelihood.event_shape)
         _check("batch of encoder(x)", q.batch_shape, batch)
@@ -111,33 +119,34 @@ class VAE(nn.Module):
         return SplitELBO(*bound, None if estimator == "A" else kl_terms(q, p)) if split else bound
 
     @torch.no_grad()
-    def sample(self, n: int, mean: bool = False) -> Tensor:
-        """Draw ``n`` images ``(n, *image_shape)``: z from the prior, then x given z.
+    def sample(self, n: int, mean: bool = False, labels: Tensor | None = None) -> Tensor:
+        """Draw ``n`` images ``(n, *image_shape)``: z from the prior, then x given z. No dropout.
 
         Args:
             n: number of images.
             mean: return the mean of p(x|z) in place of a draw, as the papers' pictures do.
+            labels: classes ``(n,)``, for a decoder that is called with z and labels.
         """
         if n < 1:
             raise ValueError(f"expected n >= 1, got {n}")
-        return self._draw(self.prior().sample((n,)), mean)
+        with eval_mode(self):
+            return self._draw(self.prior().sample((n,)), mean, labels)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, mean: bool = False) -> Tensor:
-        """Encode, draw z from q(z|x), decode: ``(B, *image_shape)``; ``mean`` as in sample."""
-        return self._draw(self.encoder(x).sample(), mean)
+    def reconstruct(self, x: Tensor, mean: bool = False, labels: Tensor | None = None) -> Tensor:
+        """Encode, draw z from q(z|x), decode: ``(B, *image_shape)``; settings as in sample."""
+        with eval_mode(self):
+            return self._draw(self.encoder(x).sample(), mean, labels)
 
-    def _draw(self, z: Tensor, mean: bool) -> Tensor:
-        likelihood = self.decoder(z)
+    def _draw(self, z: Tensor, mean: bool, labels: Tensor | None) -> Tensor:
+        likelihood = self.decoder(z) if labels is None else self.decoder(z, labels)
         return likelihood.mean if mean else likelihood.sample()
 
 
 class WithoutLatents(nn.Module):
-    """A model of images alone, seen as a VAE whose rate is zero: the yardstick of its decoder.
+    """A model of images alone as a VAE whose rate is zero: ELBO(x) = log p(x), exactly.
 
-        ELBO(x) = log p(x), exactly
-
-    It is trained, evaluated and sampled like a :class:`VAE`.
+    It is trained, evaluated and sampled like a :class:`VAE`, and the baseline of its decoder.
 
     Args:
         decoder: ``decoder()`` returns p(x), batch shape ``()``.
@@ -150,25 +159,30 @@ class WithoutLatents(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, x: Tensor, samples: int = 1, split: bool = False) -> ELBO | SplitELBO:
+    def forward(self, x: Tensor, samples: int = 1, **settings) -> ELBO | SplitELBO:
         """The same as :meth:`elbo`."""
-        return self.elbo(x, samples, split)
+        return self.elbo(x, samples, **settings)
 
-    def elbo(self, x: Tensor, samples: int = 1, split: bool = False) -> ELBO | SplitELBO:
-        """ELBO(−log p(x), 0), each ``(B,)`` nats; there is nothing to draw and nothing to split."""
+    def elbo(
+        self, x: Tensor, samples: int = 1, split: bool = False, labels: Tensor | None = None
+    ) -> ELBO | SplitELBO:
+        """ELBO(−log p(x), 0), each ``(B,)`` nats; with ``labels`` (B,) it is log p(x|label)."""
         check_batch(x)
-        likelihood = self.decoder()
-        _check("batch of decoder()", likelihood.batch_shape, ())
+        likelihood = self.decoder() if labels is None else self.decoder(labels=labels)
+        _check("batch of decoder()", likelihood.batch_shape, () if labels is None else x.shape[:1])
         distortion = -likelihood.log_prob(x)
         bound = ELBO(distortion, torch.zeros_like(distortion))
         return SplitELBO(*bound) if split else bound
 
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        """Draw ``n`` images ``(n, *image_shape)``."""
+    def sample(self, n: int, labels: Tensor | None = None) -> Tensor:
+        """Draw ``n`` images ``(n, *image_shape)``, of the classes ``labels`` (n,) if given."""
         if n < 1:
             raise ValueError(f"expected n >= 1, got {n}")
-        return self.decoder().sample((n,))
+        with eval_mode(self):
+            if labels is not None:
+                return self.decoder(labels=labels).sample()
+            return self.decoder().sample((n,))
 
 
 def _rate(q: Distribution, p: Distribution, z: Tensor, estimator: str) -> Tensor:

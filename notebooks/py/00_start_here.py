@@ -33,11 +33,13 @@ import torch
 from torch.distributions import kl_divergence
 from torchvision.io import encode_png
 
-from vaelib import VAE, data, plotting, scale, scaling, training
+from vaelib import VAE, data, evaluate, fit, scale
 from vaelib.decoders import BernoulliMLP
 from vaelib.encoders import MLPEncoder
-from vaelib.plotting import COLORS
 from vaelib.priors import StandardNormal
+from vaelib.teaching import plotting, scaling
+from vaelib.teaching.plotting import COLORS
+from vaelib.training.loop import adam
 
 SEED = 0  # the claims at the end held for every seed that we tried: try another
 torch.manual_seed(SEED)
@@ -182,18 +184,18 @@ plt.show()
 #
 # An image has 784 pixels. We allow the code **two** numbers, so that we can draw a map of all codes on paper. The encoder squeezes each digit through this needle's eye, and the decoder tries to get it back.
 #
-# `training.fit` does the work: it shuffles the images, takes them in batches of a hundred, and climbs the bound with a gradient step on each. (Adam is the usual recipe for the size of the steps; `lr` is the largest step that a weight may take.) Both networks now have two hidden layers, because a map of all digits is a crumpled thing. While it runs, a progress bar shows the bound so far, in nats per image, and the time left. If you are impatient, interrupt the kernel (■): the training stops cleanly and keeps what was learned.
+# `fit` does the work: it shuffles the images, takes them in batches of a hundred, and climbs the bound with a gradient step on each. (Adam is the usual recipe for the size of the steps; `lr` is the largest step that a weight may take.) Both networks now have two hidden layers, because a map of all digits is a crumpled thing. While it runs, a progress bar shows the bound so far, in nats per image, and the time left. If you are impatient, interrupt the kernel (■): the training stops cleanly and keeps what was learned.
 
 # %%
 torch.manual_seed(SEED)
 layers = [256, 256]  # units of the hidden layers, in both networks
 vae = VAE(MLPEncoder(2, hidden=layers), StandardNormal(2), BernoulliMLP(2, hidden=layers))
-history = training.fit(
+history = fit(
     vae,
     digits.train,
     test=digits.test,
     epochs=scale(classroom=40, paper=200),
-    optimizer=partial(training.adam, lr=3e-3),
+    optimizer=partial(adam, lr=3e-3),
     evaluate_every=2,
     seed=SEED,
 )
@@ -298,7 +300,7 @@ plt.show()
 #
 # **Data.** The embedded digits need no network. For full MNIST or the real Frey Face, put the files into a folder and set `VAELIB_DATA` to it: it is looked at first, and never written to. What is not there is downloaded once, checked, and kept in a cache of its own (`VAELIB_CACHE`). `VAELIB_OFFLINE=1` forbids downloads. Where the real Frey Face cannot be had, generated faces stand in for it at classroom scale, and say so in every title. A damaged file is named and never used.
 #
-# **GPU.** `training.fit` picks the best device and brings the model back to where it came from. To choose yourself, hand it an engine: `fabric=Fabric(accelerator="cpu")`. At classroom scale the models are so small that a GPU hardly helps.
+# **GPU.** `fit` picks the best device and brings the model back to where it came from. To choose yourself, name it: `device="cpu"`. At classroom scale the models are so small that a GPU hardly helps.
 
 # %%
 print("scale in force:", scaling.current())
@@ -366,7 +368,7 @@ assert fingerprint == "d7099ff73588a67d"
 # Then the taste. The yardstick of claim 4 is a model without a code, which predicts each pixel by its mean over the training images: what a VAE would be that ignores its latents.
 
 # %%
-reached = training.evaluate(vae, digits.test)
+reached = evaluate(vae, digits.test)
 mean_image = digits.train.mean(0).clamp(1e-4, 1 - 1e-4)
 x = digits.test
 without_code = -(x * mean_image.log() + (1 - x) * (1 - mean_image).log()).flatten(1).sum(1).mean()
@@ -388,7 +390,7 @@ print("The environment is sound. Welcome!")
 # **1. Nats and bits.** A code has a rate of 6 nats. How many bits is that? (How many *different* images could a code of so many bits tell apart, if it had no noise?)
 
 # %%
-from vaelib.exercises import check
+from vaelib.teaching.exercises import check
 
 bits = ...  # your answer, from 6 nats
 

@@ -30,7 +30,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from vaelib import ELBO, VAE
-from vaelib.plotting import COLORS, use_style
+from vaelib.teaching.plotting import COLORS, use_style
 
 SEED = 0  # the claims at the end held for every seed that we tried: try another
 torch.manual_seed(SEED)
@@ -539,7 +539,7 @@ print("q = posterior, one draw: log p(x) to 1e-9 nats:", bool(noise.abs().max() 
 # We derived an identity. An identity can be tested without mercy. We draw a thousand random Gaussians $q$ with full covariances, good and absurd ones, a reading for each, and compute all three terms independently: the bound by equation 3, the evidence from $W W^\top + s^2 I$, the divergence to the posterior by torch's own rule. The library holds this laboratory too, as `PPCA`, written independently of the functions above. The two must agree.
 
 # %%
-from vaelib.linear_vae import PPCA
+from vaelib.inference.linear_vae import PPCA
 
 factor = torch.randn(1000, 2, 2) * torch.logspace(-1.5, 0.3, 1000)[:, None, None]
 some_readings = room(torch.randn(1000, 2)).sample()
@@ -771,7 +771,7 @@ plt.show()
 # In the library: `importance_sampled(vae, x, samples=K)`.
 
 # %%
-from vaelib.likelihood import importance_sampled
+from vaelib.inference.likelihood import importance_sampled
 
 
 class PriorEncoder(nn.Module):
@@ -862,7 +862,7 @@ assert two_ends and lost > 5
 # **1. Nats and bits.** A mean-field encoder loses `formula` nats on every reading. How many *bits* does a sender who uses it waste on 500 readings?
 
 # %%
-from vaelib.exercises import check
+from vaelib.teaching.exercises import check
 
 wasted_bits = ...  # your answer, from `formula`
 check(wasted_bits, 500 * torch.log2(formula.exp()))

@@ -37,8 +37,8 @@ from vaelib import VAE, data
 from vaelib.decoders import BernoulliMLP
 from vaelib.distributions import DiagNormal
 from vaelib.encoders import MLPEncoder
-from vaelib.plotting import COLORS, use_style
 from vaelib.priors import StandardNormal
+from vaelib.teaching.plotting import COLORS, use_style
 
 # %% [markdown]
 # ## 1. A sample has no derivative
@@ -221,7 +221,7 @@ plt.show()
 
 
 # %%
-from vaelib.training import fit
+from vaelib import fit
 
 train, test = (part.double() for part in (data.mnist().train, data.mnist().test))
 
@@ -858,7 +858,7 @@ assert np.abs(back).max() < 1e-12 and max(distances) < 2.5 and max(errors) < 5 a
 # **2. Unequal batches.** A data set of 250 images is visited in batches of 100, 100 and 50. Below are the bounds of all images. You want three numbers, one a batch, whose sum is the bound of the whole data set, $\sum_i \mathcal L(x^{(i)})$, *exactly*. Someone multiplies the mean of each batch by $250/3$. Why is that wrong? Give the three right numbers, made from the batch means.
 
 # %%
-from vaelib.exercises import check
+from vaelib.teaching.exercises import check
 
 u = torch.tensor([0.1, 0.5, 0.9])
 kumaraswamy = ...  # your answer, from u, a = 2 and b = 3: a tensor (3,)

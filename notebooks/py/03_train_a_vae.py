@@ -37,10 +37,12 @@ import torch
 from ipywidgets import FloatSlider, interact
 from torch.distributions import Normal, kl_divergence
 
-from vaelib import VAE, data, encoders, networks, plotting, priors, scale, training
+from vaelib import VAE, data, encoders, evaluate, fit, networks, priors, scale
 from vaelib.decoders import BernoulliMLP, GaussianMLP
 from vaelib.distributions import DiagNormal
-from vaelib.plotting import COLORS
+from vaelib.teaching import plotting
+from vaelib.teaching.plotting import COLORS
+from vaelib.training import loop
 
 plotting.use_style()
 SEED = 0  # the claims at the end held for every seed that we tried: try another
@@ -112,18 +114,18 @@ for _epoch in range(3):
         optimizer.step()
 
 # %% [markdown]
-# `training.fit` is this loop, with what one wants around it: a progress bar with the current bound and the time left, evaluation on a test set, a table of what happened, checkpoints, other devices. One update of it is `learning.aevb_step`, fifteen lines that you can read.
+# `fit` is this loop, with what one wants around it: a progress bar with the current bound and the time left, evaluation on a test set, a table of what happened, checkpoints, other devices. One update of it is `learning.aevb_step`, fifteen lines that you can read.
 #
 # The two draw their batches and noise in different orders, so they do not agree to the last digit. After the same three epochs they should agree to a few nats out of more than a hundred.
 
 # %%
 torch.manual_seed(SEED)
 second = build(digits, BernoulliMLP, 20)
-adam = partial(training.adam, lr=2e-3)
-training.fit(second, digits.train, epochs=3, optimizer=adam, seed=SEED, progress=False)
+adam = partial(loop.adam, lr=2e-3)
+fit(second, digits.train, epochs=3, optimizer=adam, seed=SEED, progress=False)
 
-by_hand = training.evaluate(first, digits.test).value.item()
-by_library = training.evaluate(second, digits.test).value.item()
+by_hand = evaluate(first, digits.test).value.item()
+by_library = evaluate(second, digits.test).value.item()
 print("same bound within 8 nats:", abs(by_hand - by_library) < 8)
 
 # %% [markdown]
@@ -225,7 +227,7 @@ def train(images, decoder, latents, epochs):
     optimizer = partial(optimizer, weight_decay=1 / len(images.train))
     every = scale(classroom=1, paper=10)
     options = dict(optimizer=optimizer, test=images.test, evaluate_every=every, seed=SEED)
-    history = training.fit(vae, images.train, epochs=epochs, progress=False, **options)
+    history = fit(vae, images.train, epochs=epochs, progress=False, **options)
     print(f"{latents:2} latents: test bound {history['test_bound'][-1]:.1f} nats")
     return vae, history
 
@@ -585,7 +587,7 @@ def short_run(epochs, checkpoint=None):
     """A small model after so many epochs in all."""
     torch.manual_seed(SEED + 7)
     vae = build(digits, BernoulliMLP, 2)
-    training.fit(vae, few, epochs=epochs, checkpoint=checkpoint, progress=False)
+    fit(vae, few, epochs=epochs, checkpoint=checkpoint, progress=False)
     return vae.state_dict()
 
 
@@ -665,7 +667,7 @@ assert early < 0.97 and late > 1.1
 # **1. A price on the rate.** Write the loss with a weight β on the rate: the mean over the batch of distortion + β · rate, in nats. Write the rate yourself. Then train with β = 4 (change one line of the loop in section 1): what happens to the rate, the reconstructions, the samples?
 
 # %%
-from vaelib.exercises import check
+from vaelib.teaching.exercises import check
 
 
 def weighted_loss(q, x, likelihood, beta):
@@ -704,7 +706,7 @@ one = torch.stack(draws).var(0).mean().sqrt()
 check(noise(digit_vaes[20], digits.test[:10]), [one, one / math.sqrt(10)], tolerance=0.15)
 
 # %% [markdown]
-# **4. Binary digits.** Write the function to pass to `training.fit(…, transform=…)` that draws fresh black-and-white digits, each pixel white with the probability that its grey level gives (`data.binarize` may help). What is the distortion of a perfect decoder now? Train ten epochs on binary digits and compare the rate with that on grey ones. Then replace `vae.encoder.network` by an `MLP` of `vaelib.networks` with `torch.nn.ReLU`: does the activation matter?
+# **4. Binary digits.** Write the function to pass to `fit(…, transform=…)` that draws fresh black-and-white digits, each pixel white with the probability that its grey level gives (`data.binarize` may help). What is the distortion of a perfect decoder now? Train ten epochs on binary digits and compare the rate with that on grey ones. Then replace `vae.encoder.network` by an `MLP` of `vaelib.networks` with `torch.nn.ReLU`: does the activation matter?
 #
 # **5. Do two posteriors overlap?** The Bhattacharyya coefficient $\int \sqrt{q_1(z)\,q_2(z)}\,dz$ is 1 for equal distributions and 0 for disjoint ones. For two Gaussians in one dimension it is $\sqrt{\frac{2\sigma_1\sigma_2}{\sigma_1^2+\sigma_2^2}}\;\exp\!\big(-\frac{(\mu_1-\mu_2)^2}{4(\sigma_1^2+\sigma_2^2)}\big)$. Write it for diagonal Gaussians. Then find, in the 2-latent model, the test digit that overlaps most with the first one of *another* class: can you see why?
 

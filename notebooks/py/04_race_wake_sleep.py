@@ -31,8 +31,10 @@ from IPython.display import Image, display
 from matplotlib.lines import Line2D
 from torch.distributions import Normal, kl_divergence
 
-from vaelib import data, plotting, race, scale, scaling
-from vaelib.plotting import COLORS, FIGURES, show_rows, use_style
+from vaelib import data, scale
+from vaelib.experiments import race
+from vaelib.teaching import plotting, scaling
+from vaelib.teaching.plotting import COLORS, FIGURES, show_rows, use_style
 
 SEED = 0  # the claims at the end held for every seed that we tried: try another
 torch.manual_seed(SEED)
@@ -136,7 +138,7 @@ print("wake gradient = AEVB's gradient for the decoder:", same_wake)
 #
 # And a third hides behind them:
 #
-# 3. **No single objective.** The wake phase moves $\theta$ up $\mathcal L$, in which the encoder's fit counts as $-\mathrm{KL}(q\|p)$. The sleep phase moves $\phi$ down $\mathrm{KL}(p\|q)$, in which $\theta$ is not allowed to move at all, though it changes both the target and the images over which we average. If both were gradients of one function $F(\theta, \phi)$, its mixed second derivatives would have to agree: $\partial_\phi(\partial_\theta F) = \partial_\theta(\partial_\phi F)$. They do not. So nothing need rise from step to step: a sleep step may lower the bound that the wake step has just raised. Section 2 shows both, in numbers.
+# 3. **No single objective.** The wake phase moves $\theta$ up $\mathcal L$, in which the encoder's fit counts as $-\mathrm{KL}(q\|p)$. The sleep phase moves $\phi$ down $\mathrm{KL}(p\|q)$, in which $\theta$ is not allowed to move at all, though it changes both the target and the images over which we average. If both were gradients of one function $F(\theta, \phi)$, its mixed second derivatives would have to agree: $\partial_\phi(\partial_\theta F) = \partial_\theta(\partial_\phi F)$. They do not. In particular the bound need not rise from step to step: a sleep step may lower the bound that the wake step has just raised. Section 2 shows both, in numbers.
 #
 # If the encoder could be perfect, $q_\phi(z|x) = p_\theta(z|x)$ for every image, both divergences would be zero and the quarrel would be over. It is about what to do when the encoder *cannot* be perfect, and a Gaussian encoder almost never can.
 
@@ -253,13 +255,13 @@ plt.show()
 # %% [markdown]
 # ### A staircase that goes round
 #
-# Does any function exist that the two phases climb *together*? Not the bound, but perhaps another one, that nobody has thought of? Here is a test that rules out all of them at once. Walk along a closed loop in the space of all parameters, and add up how much each small step goes with the direction in which the method pulls:
+# The two phases are not the gradient of the bound. Are they the gradient of some *other* function, one that nobody has written down? Here is a test. Walk along a closed loop in the space of the parameters, and add up how much each small step goes with the direction in which the method pulls:
 #
 # $$\text{climb} = \oint \big(\Delta_\theta,\, \Delta_\phi\big) \cdot (d\theta,\, d\phi), \qquad \text{AEVB: } (\Delta_\theta, \Delta_\phi) = (\partial_\theta \mathcal L,\, \partial_\phi \mathcal L).$$
 #
-# If $(\Delta_\theta, \Delta_\phi)$ is the gradient of some function, the climb is the change of that function, and on the way back to the start it must come to zero: you end at the height where you began. (This is the condition on mixed second derivatives, summed over the area inside the loop.)
+# If $(\Delta_\theta, \Delta_\phi)$ is the gradient of some function, the climb is the change of that function, and on the way back to the start it must come to zero: you end at the height where you began. (This is the condition on mixed second derivatives, summed over the area inside the loop.) One loop that does not come to zero is enough to say: this is no gradient.
 #
-# A model in which all averages can be written down: $p(z) = \mathcal N(0, 1)$, $p(x|z) = \mathcal N(\theta z, 1)$, $q(z|x) = \mathcal N(\varphi x, s^2)$, and data with $\mathbb E[x^2] = 4$. Up to constants,
+# A model in which all averages can be written down: $p(z) = \mathcal N(0, 1)$, $p(x|z) = \mathcal N(\theta z, 1)$, $q(z|x) = \mathcal N(\varphi x, s^2)$, and data with $\mathbb E[x^2] = 4$. In the picture $\varphi$ is held at 0.4, and $\theta$ and $\ln s$ move. Up to constants,
 #
 # $$\mathcal L = 4\,\theta\varphi - \tfrac12(\theta^2 + 1)\,(4 \varphi^2 + s^2) + \ln s, \qquad \mathbb E_{\text{dream}}[\log q] = -\frac{1 - 2\theta\varphi + \varphi^2(\theta^2 + 1)}{2 s^2} - \ln s .$$
 
@@ -309,9 +311,9 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# *What to see.* **Left:** in which direction each method pulls the decoder's $\theta$ and the encoder's $\ln s$ (all arrows have the same length); the dashed ellipse is the walk. Both methods pull $\theta$ alike, since the wake phase *is* AEVB there, and $s$ differently. **Right:** the sum of the climb. AEVB comes home to zero: what went up came down, because there is a landscape, and its height is $\mathcal L$. Wake-sleep has climbed (or, walked the other way round, fallen) and stands where it started, as on a staircase drawn by Escher. No function of the parameters has such slopes. A single step size for each phase does not mend it either: at $\varphi = 0$ the pull on $\theta$ depends on $s$, while the pull on $s$ does not know $\theta$.
+# *What to see.* **Left:** in which direction each method pulls the decoder's $\theta$ and the encoder's $\ln s$ (all arrows have the same length); the dashed ellipse is the walk. Both methods pull $\theta$ alike, since the wake phase *is* AEVB there, and $s$ differently. **Right:** the sum of the climb. AEVB comes home to zero: what went up came down, because there is a landscape, and its height is $\mathcal L$. Wake-sleep has climbed (or, walked the other way round, fallen) and stands where it started, as on a staircase drawn by Escher. Wake-sleep's pull is not the gradient of any function. A single step size for each phase does not mend it either: at $\varphi = 0$ the pull on $\theta$ depends on $s$, while the pull on $s$ does not depend on $\theta$.
 #
-# In practice: for wake-sleep there is no number that one could plot to see that each step has made things better. It may still arrive at a good model, and often does. There is no guarantee that it does, and no quantity that would say how far it has come.
+# **What this does not say.** A method that follows no gradient can still go up *some* function, only not along its steepest direction. Here one is easy to find: $F = -\tfrac12(\theta - 1.84)^2 - (\ln s + 0.735)^2$ rises along wake-sleep's pull everywhere in the left picture, although the loop climbs. And if $\varphi$ may move as well, the flow of wake-sleep ends at the maximum of the likelihood from every start that we tried. So wake-sleep may well arrive, and in practice it often does. What is lost is the guarantee that each step raises the bound, the one number that we can compute in every model.
 
 # %% [markdown]
 # ## 3. What the model dreams
@@ -611,7 +613,7 @@ plt.show()
 # ## Claims
 #
 # 1. **The wake phase is half of AEVB**: the same gradient for the decoder.
-# 2. **The sleep phase is not the other half.** In the exact example its optimum has the posterior's moments; there the bound is lower than at its own optimum by more than a nat; and the first fifty sleep steps all lower the bound, which ends more than ten nats down. Around a closed loop AEVB climbs nothing, wake-sleep more than a tenth of a nat: it has no objective.
+# 2. **The sleep phase is not the other half.** In the exact example its optimum has the posterior's moments; there the bound is lower than at its own optimum by more than a nat; and the first fifty sleep steps all lower the bound, which ends more than ten nats down. Around a closed loop AEVB climbs nothing, wake-sleep more than a tenth of a nat: its pull is not the gradient of any function.
 # 3. **AEVB is above wake-sleep at equal samples**, on the test set, for every Nz on both data sets, by more than half a nat: at the end, and on average over the second half of the race.
 # 4. **What 200 latents lose is not lost by overfitting.** On the digits, AEVB with 200 latents ends more than 10 nats below AEVB with 5 on the test images, and at least three quarters of that is lost on the training images, too. For every Nz on both data sets, AEVB's test bound has not turned down: it ends no more than 2 nats (digits) or 10 (faces) below its highest value. On the digits, 20 latents are not worse than 5 by more than 5 nats.
 # 5. **A careless step size costs wake-sleep more than five nats.** So much lower does it end with 3 latents and 0.1 than with the chosen step size.
@@ -683,7 +685,7 @@ assert math.isfinite(gain)
 # **1. Moment matching.** Show that among all Gaussians, $\mathrm{KL}(p\|q)$ is least for the one with the mean and the variance of $p$. (Write $-\mathbb E_p[\log q]$ as a function of $m$ and $s^2$ and set its derivatives to zero.) What standard deviation does sleep's optimum have, if the posterior is $\tfrac12 \mathcal N(-2, 0.5^2) + \tfrac12 \mathcal N(2, 0.5^2)$?
 
 # %%
-from vaelib.exercises import check
+from vaelib.teaching.exercises import check
 
 width = ...  # exercise 1: one number
 halves = [Normal(centre, 0.5).log_prob(GRID).exp() / 2 for centre in (-2.0, 2.0)]

@@ -33,17 +33,18 @@ from IPython.display import Image, display
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from vaelib import VAE, data, hmc, plotting, scale, scaling
+from vaelib import VAE, data, fit, scale
 from vaelib.decoders import BernoulliMLP
 from vaelib.distributions import DiagNormal
 from vaelib.encoders import MLPEncoder
-from vaelib.learning import aevb_step, mcem_step, wake_sleep_step
-from vaelib.likelihood import appendix_d, importance_sampled, log_joint
-from vaelib.linear_vae import PPCA
+from vaelib.inference import hmc
+from vaelib.inference.likelihood import appendix_d, importance_sampled, log_joint
+from vaelib.inference.linear_vae import PPCA
 from vaelib.networks import init_normal_
-from vaelib.plotting import COLORS
 from vaelib.priors import StandardNormal
-from vaelib.training import fit
+from vaelib.teaching import plotting, scaling
+from vaelib.teaching.plotting import COLORS
+from vaelib.training.learning import aevb_step, mcem_step, wake_sleep_step
 
 SEED = 0  # the claims at the end held for every seed that we tried: try another
 torch.set_default_dtype(torch.float64)  # we will compare with exact answers, to rounding
@@ -234,7 +235,7 @@ plt.show()
 # %% [markdown]
 # *What to see.* The dots are the chains, the contours the posterior; each inset is a close view of it. **Left:** almost no draw from the prior is anywhere near. **Middle:** after one trajectory hardly any has arrived. Most were thrown right through and out on the other side, many beyond the panel: a ball that is released high above the bowl arrives at the bottom with a great deal of speed, and nothing slows it down. Only a *new kick* can take energy away, for it replaces the momentum whatever it was. **Right:** after thirty kicks nearly all chains have arrived. Their cloud has the shape of the contours (inset), and keeps it. A few that were thrown far out are still on their way.
 #
-# The library's version in `vaelib.hmc` does the same, with one gradient a step in place of two, tuning, and a report on what happened. (The claims at the end check that it rolls to the same place, and that a ball with its momentum turned round rolls back.) Now the trajectories themselves. Left: one start, four kicks, ten leapfrog steps each. Middle: one start and *one* kick, with step sizes from a tenth to a little more than twice the narrower width of the posterior. Right: how the energy changes on the way.
+# The library's version in `vaelib.inference.hmc` does the same, with one gradient a step in place of two, tuning, and a report on what happened. (The claims at the end check that it rolls to the same place, and that a ball with its momentum turned round rolls back.) Now the trajectories themselves. Left: one start, four kicks, ten leapfrog steps each. Middle: one start and *one* kick, with step sizes from a tenth to a little more than twice the narrower width of the posterior. Right: how the energy changes on the way.
 
 # %%
 origin, kicks = truth.mean(0, keepdim=True), 1.4 * circle[[4, 20, 34, 50], None]
@@ -270,7 +271,7 @@ _, tuned, _ = hmc.tune(target, some, steps=60)
 for jitter, ratio in torch.cartesian_prod(torch.tensor([0.0, 0.5]), ratios).tolist():
     moved, info = hmc.step(target, some, ratio * width, jitter=jitter)
     jump = (moved.position - some.position).square().sum(-1).mean() / truth.var(0).sum()
-    moves.append((info.acceptance.mean(), jump))
+    moves.append((info.acceptance_rate.mean(), jump))
 figure, axes = plt.subplots(1, 2, figsize=(12, 3.8))
 for ax, values, level in zip(axes, torch.tensor(moves).T, (0.9, 2), strict=True):
     ax.plot(ratios, values[:24], ":", ratios, values[24:], "-", color=COLORS["mcem"])
@@ -883,7 +884,7 @@ found = {
     "1. by hand = library, to 1e-10": (zs[-1] - end.position).abs().max() < 1e-10,
     "1. turned round, it comes back, to 1e-10": (back.position - truth).abs().max() < 1e-10,
     "1. moments of a digit's posterior right, to 4 standard errors": worst_digit < 4,
-    "1. a resonant trajectory accepts all and stands still": stays and info.accepted.all(),
+    "1. a resonant trajectory accepts all and stands still": stays and info.is_accepted.all(),
     "1. chains of MCEM: of 4,000, 5 nats behind; of 100, 1": lags[4000][0] < -5 < -1 < lags[100][0],
 }
 print(*(f"{sentence}: {bool(holds)}" for sentence, holds in found.items()), sep="\n")
@@ -937,7 +938,7 @@ assert all(found.values())
 # **4. How high is the next rung?** For many samples, $\log p(x) - \mathcal L_K \approx \operatorname{Var}[w] / (2 K\, p(x)^2)$. Derive it: write the mean weight as $p(x)(1 + \delta)$ and expand the logarithm to second order. Then estimate the gap at $K = 100$, in nats, from the 20,000 log weights below, without knowing $p(x)$. How far from the truth are you?
 
 # %%
-from vaelib.exercises import check
+from vaelib.teaching.exercises import check
 
 chain = ...  # your answer: two numbers (leapfrog steps of a chain, updates between visits)
 check(chain, [2000, 2500])

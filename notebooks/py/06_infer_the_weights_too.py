@@ -29,14 +29,15 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from vaelib import VAE, data, hmc
+from vaelib import VAE, data
 from vaelib.decoders import BernoulliMLP, VariationalWeights
 from vaelib.distributions import DiagNormal
 from vaelib.encoders import MLPEncoder
-from vaelib.learning import aevb_step, variational_bayes_step
-from vaelib.likelihood import importance_sampled
-from vaelib.plotting import COLORS, show_rows, use_style
+from vaelib.inference import hmc
+from vaelib.inference.likelihood import importance_sampled
 from vaelib.priors import StandardNormal
+from vaelib.teaching.plotting import COLORS, show_rows, use_style
+from vaelib.training.learning import aevb_step, variational_bayes_step
 
 SEED = 0  # the claims at the end held for every seed that we tried: try another
 torch.manual_seed(SEED)
@@ -593,7 +594,7 @@ def train_vae(method, x, steps=1500):
     for _ in range(steps):
         batch = x[torch.randperm(len(x))[:100]]
         if method == VB:
-            variational_bayes_step(vae, batch, len(x), optimizer)
+            variational_bayes_step(vae, batch, optimizer, count=len(x))
         else:
             aevb_step(vae, batch, optimizer)
         schedule.step()
@@ -858,7 +859,7 @@ assert ahead and plain
 # **1. What four data say.** One weight $\theta$ with the prior $\mathcal N(0, 1)$, and four data $x_i = \theta + \text{noise}$ with noise of standard deviation 2 and mean $\bar x = 1$. What are the mean and the standard deviation of the posterior, and its KL to the prior in nats? A tensor of three numbers.
 
 # %%
-from vaelib.exercises import check
+from vaelib.teaching.exercises import check
 
 fine = torch.linspace(-8, 8, 160_001)  # a grid over θ: brute force in place of algebra
 weight = (-0.5 * fine**2 - 4 * (fine - 1) ** 2 / 8).softmax(0)

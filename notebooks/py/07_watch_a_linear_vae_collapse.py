@@ -30,11 +30,14 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
-from vaelib import ELBO, VAE, data, linear_vae, networks, plotting, scale, training
+from vaelib import ELBO, VAE, data, fit, networks, scale
 from vaelib.distributions import DiagNormal
 from vaelib.encoders import MLPEncoder
-from vaelib.plotting import COLORS
+from vaelib.inference import linear_vae
 from vaelib.priors import StandardNormal
+from vaelib.teaching import plotting
+from vaelib.teaching.plotting import COLORS
+from vaelib.training.loop import adam
 
 # %%
 SEED = 0  # the claims at the end held for every seed that we tried: try another
@@ -498,8 +501,8 @@ def deep_vae(noise):
     decoder.network[-1].bias.data.copy_(digits.train.mean(0).flatten())
     vae = VAE(MLPEncoder(DEEP_LATENTS, hidden=200), StandardNormal(DEEP_LATENTS), decoder)
     for rate, epochs in EPOCHS.items():
-        adam = partial(training.adam, lr=rate)
-        training.fit(vae, digits.train, epochs=epochs, optimizer=adam, seed=SEED, progress=False)
+        optimizer = partial(adam, lr=rate)
+        fit(vae, digits.train, epochs=epochs, optimizer=optimizer, seed=SEED, progress=False)
     return vae
 
 
@@ -661,7 +664,7 @@ assert falling and ends and near and digit_eigenvalues[0] < 10
 # **1. Find the noise in the loss.** Someone trains with `loss = weight * F.mse_loss(x_hat, x) + kl`, the mean running over all `D` pixels of one image. Which noise variance is that? And which weight do you need for a noise variance of your choice? (For $\sigma^2 = 0.01$ and images of $28 \times 28$ it is surprisingly large.)
 
 # %%
-from vaelib.exercises import check
+from vaelib.teaching.exercises import check
 
 
 def noise_variance(weight, pixels):

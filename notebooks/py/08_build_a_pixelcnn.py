@@ -34,9 +34,11 @@ from matplotlib.colors import ListedColormap
 from torch import nn
 from torch.nn import functional as F
 
-from vaelib import data, networks, plotting, scale
+from vaelib import data, scale
 from vaelib.pixelcnn import GatedPixelCNN, PixelCNN, PixelSNAIL
-from vaelib.plotting import COLORS
+from vaelib.pixelcnn.layers import horizontal_conv, vertical_conv
+from vaelib.teaching import plotting
+from vaelib.teaching.plotting import COLORS
 
 SEED = 0  # the claims at the end held for every seed that we tried: try another
 torch.manual_seed(SEED)
@@ -240,7 +242,7 @@ plt.show()
 # At each layer, $h$ takes over what $v$ has collected. Never the other way round: the kernels of $v$ look to the right as well, and through them the pixels of a row would reach places further left, which have yet to predict them.
 
 # %%
-stacks = {"vertical": networks.vertical_conv, "horizontal": networks.horizontal_conv}
+stacks = {"vertical": vertical_conv, "horizontal": horizontal_conv}
 _, axes = plt.subplots(1, 4, figsize=(10.4, 2.9))
 for ax, (name, kind) in zip(axes, product(stacks, "AB"), strict=True):
     upper = stacks[name](kind, 1, 1, 5).mask  # (3, 5) or (1, 3): the library leaves out the rest
@@ -263,8 +265,8 @@ class TwoStacks(nn.Module):
     def __init__(self, channels, layers):
         super().__init__()
         sizes = [("A", 1)] + [("B", channels)] * (layers - 1)
-        self.down = nn.ModuleList(networks.vertical_conv(k, n, channels, 3) for k, n in sizes)
-        self.right = nn.ModuleList(networks.horizontal_conv(k, n, channels, 3) for k, n in sizes)
+        self.down = nn.ModuleList(vertical_conv(k, n, channels, 3) for k, n in sizes)
+        self.right = nn.ModuleList(horizontal_conv(k, n, channels, 3) for k, n in sizes)
         self.link = nn.ModuleList(nn.Linear(channels, channels) for _ in sizes)
         self.out = nn.Linear(channels, 1)
 
@@ -575,7 +577,11 @@ plt.show()
 # The first bin reaches down to $-\infty$ and the last up to $+\infty$. So the masses sum to one, and there is no density that could exceed one: a discrete model is safe from the infinite likelihoods of notebook 03.
 
 # %%
-from vaelib.pixels import CategoricalPixels, LogisticMixturePixels, discretized_logistic
+from vaelib.pixelcnn.likelihoods import (
+    CategoricalPixels,
+    LogisticMixturePixels,
+    discretized_logistic,
+)
 
 levels = torch.linspace(-1, 1, 16).double()
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.3), sharey=True)
@@ -739,7 +745,7 @@ assert bit_for_bit and same_halves and faster and grows
 # **1. Bits per pixel.** Papers report bits per pixel (for colour: per channel). Convert nats per image.
 
 # %%
-from vaelib.exercises import check
+from vaelib.teaching.exercises import check
 
 
 def bits_per_pixel(nats, pixels):

@@ -30,12 +30,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from vaelib import VAE, diagnostics, objectives, plotting, scale, scaling
-from vaelib.diagnostics import collapse_report
+from vaelib import ELBO, VAE, scale
 from vaelib.distributions import DiagNormal, kl_terms
-from vaelib.plotting import COLORS
-from vaelib.recipes import Recipe, build, load, trained
-from vaelib.vae import ELBO
+from vaelib.experiments import Recipe, build, load, trained
+from vaelib.inference import diagnostics
+from vaelib.inference.diagnostics import collapse_report
+from vaelib.teaching import plotting, scaling
+from vaelib.teaching.plotting import COLORS
+from vaelib.training import objectives
 
 SEED = 0  # the claims at the end held for every seed that we tried: try another
 torch.manual_seed(SEED)
@@ -601,7 +603,7 @@ axes[1].legend(*axes[0].get_legend_handles_labels(), fontsize=10, loc="upper rig
 plt.show()
 
 # %% [markdown]
-# *What to see.* Dotted: from here on the price of annealing is 1. Up to there the code is cheap, and the model holds eight nats or more. Afterwards the rate falls in every epoch, and a good part of the distortion that it had saved comes back: the model is on its way to the collapsed one, and training stops before it arrives. (The last steps are small as well, see `decay_late` in `vaelib.training`.) Free bits stands at its allowance from the second epoch on. β climbs, more slowly in each epoch.
+# *What to see.* Dotted: from here on the price of annealing is 1. Up to there the code is cheap, and the model holds eight nats or more. Afterwards the rate falls in every epoch, and a good part of the distortion that it had saved comes back: the model is on its way to the collapsed one, and training stops before it arrives. (The last steps are small as well, see `linear_decay` in `vaelib.training.loop`.) Free bits stands at its allowance from the second epoch on. β climbs, more slowly in each epoch.
 #
 # ## Claims
 #
@@ -673,7 +675,7 @@ assert floor_found and ends.max() < 0.4 and moved
 # **1. The coin.** Write distortion + rate of the coin of section 3, in nats, from its two formulas. (You may check that it is $\ln 2 + \mathrm{KL}$.) What does an encoder with $\varepsilon = 0.1$ cost beside a decoder that does not listen, $\delta = 0.5$? How much of it is the rate?
 
 # %%
-from vaelib.exercises import check
+from vaelib.teaching.exercises import check
 
 
 def price(flip, doubt):

@@ -31,16 +31,16 @@ import torch
 from torch import nn
 from torch.distributions import kl_divergence
 
-from vaelib import VAE, plotting, scale, scaling
+from vaelib import VAE, evaluate, scale
 from vaelib.decoders import BernoulliMLP
-from vaelib.diagnostics import collapse_report
 from vaelib.distributions import AR1, DiagNormal, committed_rate, committed_variance, kl_terms
 from vaelib.encoders import MLPEncoder
-from vaelib.plotting import COLORS
+from vaelib.experiments import Recipe, build, load, trained
+from vaelib.inference.diagnostics import collapse_report
 from vaelib.posteriors import IndependentPosterior, SequentialPosterior, variance_roots
 from vaelib.priors import StandardNormal
-from vaelib.recipes import Recipe, build, load, trained
-from vaelib.training import evaluate
+from vaelib.teaching import plotting, scaling
+from vaelib.teaching.plotting import COLORS
 
 # %%
 SEED = 0  # the claims at the end held for every seed that we tried: try another
@@ -637,7 +637,7 @@ assert cost > 1.5 and regained > 1 and level
 # **2. A budget.** A text model has one latent vector for each of 24 words, with two channels of the same $\alpha$, and is to be committed to 10 nats in all. Which $\alpha$? (`delta` grows with $\alpha$: halve an interval, or use `scipy.optimize.brentq`.)
 
 # %%
-from vaelib.exercises import check
+from vaelib.teaching.exercises import check
 
 two_scales = ...  # your answer: the smaller and the larger σ
 check(two_scales, [0.3982390, 1.7737512])

@@ -31,14 +31,14 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from vaelib import plotting, scale, scaling
-from vaelib.diagnostics import collapse_report
+from vaelib import evaluate, scale
 from vaelib.distributions import AR1, DiagNormal, committed_rate, committed_variance
 from vaelib.encoders import AntiCausalEncoder
-from vaelib.plotting import COLORS
+from vaelib.experiments import Recipe, load, trained
+from vaelib.inference.diagnostics import collapse_report
 from vaelib.posteriors import SequentialPosterior
-from vaelib.recipes import Recipe, load, trained
-from vaelib.training import evaluate
+from vaelib.teaching import plotting, scaling
+from vaelib.teaching.plotting import COLORS
 
 # %%
 SEED = 0  # the claims at the end held for every seed that we tried: try another
@@ -752,7 +752,7 @@ assert share["causal"] > 0.9 and share["anti-causal"] < 0.5 and worse > 0.3
 # **2. Depth in place of the running mean.** Leave the running mean out. How many gated layers of kernel 3 does an encoder with a first kernel of 3 need at least, so that $z_1$ sees all of 14 rows? And of 28? (Each convolution reaches how many rows up?)
 
 # %%
-from vaelib.exercises import check
+from vaelib.teaching.exercises import check
 
 # Your answer: news strictly below, news strictly above, most nats of the second.
 news_and_nats = ...

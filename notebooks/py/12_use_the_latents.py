@@ -33,11 +33,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vaelib import data, plotting, scale, scaling
-from vaelib.diagnostics import mutual_information
+from vaelib import data, scale
 from vaelib.distributions import AR1, committed_rate
-from vaelib.plotting import COLORS
-from vaelib.recipes import Recipe, load, trained
+from vaelib.experiments import Recipe, load, trained
+from vaelib.inference.diagnostics import mutual_information
+from vaelib.teaching import plotting, scaling
+from vaelib.teaching.plotting import COLORS
 
 # %%
 SEED = 0  # the claims at the end held for every seed that we tried: try another
@@ -694,7 +695,7 @@ assert np.ptp(three["rate"]) > 6 and level and helps and clearly and not_better 
 # **2. The way through the ball.** The paper's "low" setting has 32 rows of 8 channels. By how many standard deviations does the squared norm half-way between two draws fall short of a typical one, on a straight line? And at which $w$, the first on the way, is the expected squared norm $\tfrac34 D$?
 
 # %%
-from vaelib.exercises import check
+from vaelib.teaching.exercises import check
 
 uncorrected = ...  # your answer: the share for 20 drawings, for 2 drawings
 check(uncorrected, [0.0476190, 0.3333333])

@@ -34,14 +34,15 @@ import torch
 from torch.nn import functional as F
 from torchvision.io import encode_png
 
-from vaelib import data, plotting, scale, scaling
-from vaelib.diagnostics import collapse_report
+from vaelib import data, fit, scale
 from vaelib.distributions import committed_rate
+from vaelib.experiments import Recipe, build, trained
+from vaelib.inference.diagnostics import collapse_report
 from vaelib.pixelcnn import GatedPixelCNN, PixelSNAIL
-from vaelib.pixels import LogisticMixturePixels
-from vaelib.plotting import COLORS
-from vaelib.recipes import Recipe, build, trained
-from vaelib.training import adam, decay_late, fit
+from vaelib.pixelcnn.likelihoods import LogisticMixturePixels
+from vaelib.teaching import plotting, scaling
+from vaelib.teaching.plotting import COLORS
+from vaelib.training.loop import adam, linear_decay
 
 SEED = 0  # the claims at the end hold for other seeds: try 1
 torch.manual_seed(SEED)
@@ -535,7 +536,7 @@ rates, delta_vae_bits, report = evaluated(vae)
 
 warm = build(recipe)
 warm.decoder.load_state_dict(small.decoder.state_dict(), strict=False)  # z and positions are new
-settings = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "schedule": decay_late}
+settings = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "schedule": linear_decay}
 settings |= {"optimizer": partial(adam, lr=recipe.lr), "seed": SEED, "progress": False}
 fit(warm, pictures.train, **settings)
 print("\n\ndecoder from section 6:", end=" ")
@@ -593,7 +594,7 @@ plt.show()
 # %% tags=["nbval-ignore-output"]
 from IPython.display import Markdown
 
-from vaelib import paper
+from vaelib.experiments import tables as paper
 
 lines = paper.page(paper.results(paper.FOLDER)).splitlines()
 runs, colour = "| `", ("| `cifar", "| `imagenet")  # of the runs, those on colour images
@@ -824,7 +825,7 @@ assert torch.equal(*draws) and naive_time > 10 * cached_time
 # **1. Bytes and budgets.** (a) A model reaches 3.77 bits/dim on $32\times32$ colour images. How many bytes does an image take on average, and how many nats is that? (b) A $\delta$-VAE for $64\times64$ colour images has one latent vector for each of the 64 rows, with 16 channels whose $\alpha$ are evenly spaced from 0.5 to $\alpha_{\max}$. It shall be committed to 0.02 bits/dim. Find $\alpha_{\max}$.
 
 # %%
-from vaelib.exercises import check
+from vaelib.teaching.exercises import check
 
 bytes_and_nats = ...  # your answer: two numbers
 check(bytes_and_nats, [1447.68, 8027.6425])

@@ -10,16 +10,17 @@ from functools import partial
 import torch
 from torch.distributions import kl_divergence
 
-from vaelib import VAE, data, training
+from vaelib import VAE, data, evaluate, fit
 from vaelib.decoders import BernoulliMLP
 from vaelib.distributions import DiagNormal
 from vaelib.encoders import MLPEncoder
 from vaelib.networks import MLP
 from vaelib.priors import StandardNormal
+from vaelib.training.loop import adam
 
 digits = data.mnist("5k")
 few = digits.train[:2000]
-adam = partial(training.adam, lr=5e-3)
+adam = partial(adam, lr=5e-3)
 torch.set_num_threads(1)  # such small models gain nothing from a second one
 
 
@@ -60,7 +61,7 @@ for beta in (1, 4):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    rates[beta] = float(training.evaluate(vae, digits.test).rate)
+    rates[beta] = float(evaluate(vae, digits.test).rate)
 assert rates[4] < 0.75 * rates[1]
 print("1. rate in nats:", {beta: round(rate, 1) for beta, rate in rates.items()})
 
@@ -97,7 +98,7 @@ def noise(vae, x):
 
 
 vae = build(10)
-training.fit(vae, few, epochs=3, optimizer=adam, progress=False)
+fit(vae, few, epochs=3, optimizer=adam, progress=False)
 torch.manual_seed(0)
 pairs = [noise(vae, x) for x in digits.test[:30].split(10)]
 ratio = sum(one / ten for one, ten in pairs) / 3
@@ -128,14 +129,14 @@ torch.manual_seed(0)
 binary_test, rates = draw_binary(digits.test), {}
 for name, transform in {"grey": None, "binary": draw_binary}.items():
     vae = build(10)
-    training.fit(vae, few, epochs=5, optimizer=adam, transform=transform, progress=False)
+    fit(vae, few, epochs=5, optimizer=adam, transform=transform, progress=False)
     test = digits.test if transform is None else binary_test
-    bound = training.evaluate(vae, test)
+    bound = evaluate(vae, test)
     rates[name] = (float(bound.rate), float(bound.value))
 relu = build(10)
 relu.encoder.network = MLP(784, 50, 2 * 10, torch.nn.ReLU)
-training.fit(relu, few, epochs=5, optimizer=adam, progress=False)
-with_relu = float(training.evaluate(relu, digits.test).value)
+fit(relu, few, epochs=5, optimizer=adam, progress=False)
+with_relu = float(evaluate(relu, digits.test).value)
 assert abs(with_relu - rates["grey"][1]) < 15
 print("4. (rate, bound) in nats:", {k: tuple(round(v) for v in pair) for k, pair in rates.items()})
 print("   bound with ReLU in the encoder:", round(with_relu))
@@ -162,7 +163,7 @@ assert abs(overlap(q1, q2) - integral) < 1e-3
 assert torch.allclose(overlap(q1, q1), torch.tensor(1.0))
 
 vae = build(2)
-training.fit(vae, few, epochs=5, optimizer=adam, progress=False)
+fit(vae, few, epochs=5, optimizer=adam, progress=False)
 with torch.no_grad():
     q = vae.encoder(digits.test)
 first = DiagNormal(q.loc[0], q.scale[0])

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from vaelib import hmc
+from vaelib.inference import hmc
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
@@ -45,7 +45,7 @@ def log_density(z):
 
 state = hmc.init(log_density, sigma * torch.randn(200, 1))
 still, info = hmc.step(log_density, state, standstill_size, leapfrog_steps=8, jitter=0.0)
-assert (still.position - state.position).abs().max() < 1e-10 and info.accepted.all()
+assert (still.position - state.position).abs().max() < 1e-10 and info.is_accepted.all()
 other, _ = hmc.step(log_density, state, 0.8 * standstill_size, leapfrog_steps=8, jitter=0.0)
 assert (other.position - state.position).abs().mean() > 0.1  # another size does move
 print("2.", round(standstill_size, 4))

@@ -9,7 +9,8 @@ import math
 import torch
 from torch.nn import functional as F
 
-from vaelib import ELBO, VAE, data, linear_vae
+from vaelib import ELBO, VAE, data
+from vaelib.inference import linear_vae
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)

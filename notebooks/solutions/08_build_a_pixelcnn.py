@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vaelib import networks
 from vaelib.pixelcnn import GatedPixelCNN, PixelCNN
+from vaelib.pixelcnn.layers import horizontal_conv, vertical_conv
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
@@ -128,8 +128,8 @@ class TwoStacks(nn.Module):
     def __init__(self, channels, layers, fed_back=False):
         super().__init__()
         sizes = [("A", 1)] + [("B", channels)] * (layers - 1)
-        self.down = nn.ModuleList(networks.vertical_conv(k, n, channels, 3) for k, n in sizes)
-        self.right = nn.ModuleList(networks.horizontal_conv(k, n, channels, 3) for k, n in sizes)
+        self.down = nn.ModuleList(vertical_conv(k, n, channels, 3) for k, n in sizes)
+        self.right = nn.ModuleList(horizontal_conv(k, n, channels, 3) for k, n in sizes)
         self.link = nn.ModuleList(nn.Linear(channels, channels) for _ in sizes)
         self.out, self.fed_back = nn.Linear(channels, 1), fed_back
 

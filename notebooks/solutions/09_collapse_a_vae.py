@@ -9,9 +9,10 @@ import math
 import torch
 from torch import nn
 
-from vaelib import VAE, diagnostics
+from vaelib import VAE
 from vaelib.distributions import DiagNormal
-from vaelib.objectives import FreeBits
+from vaelib.inference import diagnostics
+from vaelib.training.objectives import FreeBits
 from vaelib.vae import SplitELBO
 
 torch.manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import brentq
 
 from vaelib.distributions import committed_rate
-from vaelib.pixels import discretized_logistic
+from vaelib.pixelcnn.likelihoods import discretized_logistic
 
 torch.manual_seed(0)
 

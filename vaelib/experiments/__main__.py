@@ -1,0 +1,319 @@
+"""Train rows of the papers' tables.
+
+    python -m vaelib.experiments NAME       train one row; NAME --help: all that can be changed
+    python -m vaelib.experiments list       the rows, and the compute that each needs
+    python -m vaelib.experiments missing    make what figures/paper lacks (VAELIB_SCALE=paper)
+    python -m vaelib.experiments table      write figures/paper/README.md
+
+On several GPUs: torchrun --nproc-per-node 8 -m vaelib.experiments NAME
+"""
+
+import gc
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import tyro
+
+from vaelib.data import DataError, Images, cache_folder
+from vaelib.experiments import recipes, tables
+from vaelib.experiments.recipes import Recipe
+from vaelib.experiments.rows import RECIPES, prior_name
+from vaelib.teaching import scaling
+from vaelib.training.checkpoint import versions, write_text
+from vaelib.training.loop import History, fit
+
+PROBE = 3  # updates that are timed for the estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to train, whatever is trained; the weights of a run depend on most of it."""
+
+    precision: Literal["32", "bf16"] | None = None  # of the networks; bf16 on a GPU, else 32
+    device: Literal["cpu", "cuda"] | None = None  # a GPU where there is one
+    compile: bool = False  # run the model through torch.compile
+    ema: float = 0.999  # decay of the average of the weights that is evaluated and kept; 0: none
+    evaluations: int = 10  # how many times the test images are evaluated on the way
+    checkpoint: Path | None = None  # file to go on from; one in VAELIB_CACHE, named by the row
+    result: Path | None = None  # JSON file to write
+    progress: bool = True  # say on stderr what happens
+
+    def __post_init__(self):
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"expected ema in [0, 1), got {self.ema}")
+        if self.evaluations < 1:
+            raise ValueError(f"expected evaluations >= 1, got {self.evaluations}")
+
+
+@dataclass
+class Row:
+    """Train one row of the papers' tables. Under torchrun, on all its processes."""
+
+    recipe: tyro.conf.FlagConversionOff[Recipe]
+    options: Options
+
+
+def run(name: str, recipe: Recipe, options: Options, images: Images | None = None) -> dict:
+    """Train a row and keep the model -> what is worth knowing about it, ready for JSON.
+
+    Under ``torchrun`` all processes call it, and all get the same.
+
+    Args:
+        name: of the row, see :data:`vaelib.experiments.rows.RECIPES`.
+        recipe: that row's, or a changed one.
+        options: how to train.
+        images: by default those that the recipe names.
+
+    Raises:
+        DataError: the data cannot be had.
+        ValueError: a recipe that cannot be built, images of another shape, or a checkpoint of
+            another run.
+        KeyboardInterrupt: Ctrl-C; the same call goes on from the checkpoint.
+    """
+    model = recipes.build(recipe)
+    images = recipes.load(recipe) if images is None else images
+    recipes.check_shape(recipe, images)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = options.precision or ("bf16" if device.type == "cuda" else "32")
+    options = replace(options, precision=precision, device=device.type)
+    how = {"device": device, "bf16": precision == "bf16", "progress": options.progress}
+    say = _say if options.progress else lambda text: None
+    result, stem = _facts(name, recipe, options, images), _stem(name, recipe, options)
+    result["parameters"] = sum(p.numel() for p in model.parameters())
+    say(_headline(result))
+    if options.progress:
+        seconds = timedelta(seconds=round(estimate(recipe, images, **how | {"progress": False})))
+        say(f"  about {seconds} in all, without evaluations")
+    more = {"ema": options.ema or None, "compile": options.compile}
+    more["evaluate_every"] = max(1, recipe.epochs // options.evaluations)
+    history = recipes.fit_recipe(recipe, model, images, checkpoint=f"{stem}.pt", **how, **more)
+    model = model if history.average is None else history.average
+    say(_add(result, prior_name(recipe), history))
+    if recipe.auxiliary_epochs:
+        prior = f"{stem}.prior.pt"
+        history = recipes.fit_auxiliary(recipe, model, images, checkpoint=prior, **how)
+        say(_add(result, "auxiliary prior", history))
+    if _rank() == 0:
+        recipes.save_trained(Path(f"{stem}.model.pt"), recipe, model, history, result=result)
+    say(f"vaelib.experiments.recipes.load_trained({stem + '.model.pt'!r}) is the model")
+    return result
+
+
+def _stem(name: str, recipe: Recipe, options: Options) -> str:
+    """The names of a run's files, without their endings; those of a sweep share none."""
+    if options.checkpoint is not None:
+        return str(options.checkpoint.expanduser()).removesuffix(".pt")
+    mark = hashlib.sha256(json.dumps(asdict(recipe)).encode()).hexdigest()[:8]
+    mark = "" if recipe == RECIPES.get(name) else f"-{mark}"
+    return str(cache_folder() / "runs" / f"{name}{mark}")
+
+
+def estimate(recipe: Recipe, images: Images, **how) -> float:
+    """Seconds that training takes, from a few updates; compiled ones will be faster."""
+    how |= {"epochs": 1, "batch_size": recipe.batch_size}
+    how["transform"] = recipes.DATASETS[recipe.data].transform
+    times = [time.perf_counter()]
+    for updates in (1, 1, 1 + PROBE):  # libraries set themselves up on first use
+        fit(recipes.build(recipe), images.train[: updates * recipe.batch_size], **how)
+        times.append(time.perf_counter())
+    each = max(0.0, times[3] - 2 * times[2] + times[1]) / PROBE
+    return each * recipe.epochs * -(-len(images.train) // recipe.batch_size)
+
+
+def _facts(name: str, recipe: Recipe, options: Options, images: Images) -> dict:
+    """What a reader of the numbers must know."""
+    facts = {"recipe": asdict(recipe), "options": asdict(options)}
+    facts = json.loads(json.dumps(facts, default=str)) | {"seed": recipe.seed}
+    facts |= {"name": name, "label": recipe.label, "versions": versions(), "seconds": 0.0}
+    facts["data"] = {"train": len(images.train), "test": len(images.test), "source": images.source}
+    facts["scale"] = "tiny" if images.source == "synthetic" else scaling.current()
+    facts["hardware"] = hardware(options.device)
+    facts["processes"] = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+    facts["changed"] = tables.changes(name, facts["recipe"]) if name in RECIPES else {}
+    priors = [prior_name(recipe), *(["auxiliary prior"] if recipe.auxiliary_epochs else [])]
+    row = RECIPES.get(name, recipe)  # a target is for the data of its row
+    own = (recipe.data.removesuffix("-full"), recipe.image_shape) == (row.data, row.image_shape)
+    own = own and facts["scale"] != "tiny"
+    facts["targets"] = {prior: tables.target(name, prior) if own else None for prior in priors}
+    return facts | {"numbers": {}}
+
+
+def _add(result: dict, prior: str, history: History) -> str:
+    """Add the numbers of a finished run -> how they compare."""
+    row = history.rows[-1]
+    nats = {"negative_bound": -row["test_bound"]}
+    nats |= {part: row[f"test_{part}"] for part in ("distortion", "rate")}
+    bit = math.prod(result["recipe"]["image_shape"]) * math.log(2)
+    bits = {key: value / bit for key, value in nats.items()}
+    rows = [row for row in history.rows if "test_bound" in row]
+    curve = [{key: row[key] for key in ("epoch", "seconds", "test_bound")} for row in rows]
+    result["numbers"][prior] = {"nats": nats, "bits_per_dim": bits, "curve": curve}
+    result["seconds"] += row["seconds"]
+    ours = f"{nats['negative_bound']:.2f} nats, {bits['negative_bound']:.3f} bits/dim"
+    rate = f"rate {nats['rate']:.2f} nats, {bits['rate']:.3f} bits/dim"
+    return f"{result['name']}, {prior}: {ours} ({rate})" + _target(result, prior, "; ")
+
+
+def _target(result: dict, prior: str, before: str) -> str:
+    compared = result["targets"].get(prior)
+    text = "{before}target {value} {unit}, {model} ({source})"
+    return text.format(before=before, **compared) if compared else ""
+
+
+def _headline(result: dict) -> str:
+    data, changed = result["data"], result["changed"]
+    return (
+        f"{result['name']}: {result['label']}, {result['parameters']:,} parameters\n"
+        f"  {data['train']:,} training and {data['test']:,} test images, {data['source']}\n"
+        f"  {result['processes']} × {result['hardware']}, {result['options']['precision']}"
+        + "".join(_target(result, prior, f"\n  {prior}: ") for prior in result["targets"])
+        + (f"\n  changed: {changed}" if changed else "")
+    )
+
+
+def hardware(device: str) -> str:
+    """What computes, by the name of the hardware."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def is_tiny() -> bool:
+    """Whether ``VAELIB_PAPER_TINY`` asks for every row in miniature, on synthetic pixels."""
+    return os.environ.get("VAELIB_PAPER_TINY", "0") not in ("", "0")
+
+
+def tiny(recipe: Recipe) -> tuple[Recipe, Images]:
+    """The same row, cut down until a processor trains it in seconds, and images of noise."""
+    small = {"channels": 8, "blocks": 1, "layers": 1, "heads": 2, "context": 4, "mixtures": 2}
+    small |= {"encoder_size": 4, "encoder_layers": 1, "epochs": 2, "batch_size": 4}
+    small["auxiliary_epochs"] = min(1, recipe.auxiliary_epochs)
+    top = 1 if recipe.likelihood == "bernoulli" else recipe.levels - 1
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(top + 1, (14, *recipe.image_shape), generator=generator) / top
+    return replace(recipe, **small), Images(x[:10], None, x[10:], None, "synthetic")
+
+
+def missing() -> int:
+    """Draw every figure and train every row that is not in ``figures/paper`` -> exit status.
+
+    What fails or whose data cannot be had is named, and the next one begins.
+    """
+    folder, failed = cache_folder() / "paper-tiny" if is_tiny() else tables.FOLDER, []
+    if not is_tiny() and (scaling.current() != "paper" or not torch.cuda.is_available()):
+        _say(
+            "These runs take hours on a GPU and months on a processor. With a GPU: "
+            "VAELIB_SCALE=paper. In miniature, in another folder: VAELIB_PAPER_TINY=1"
+        )
+        return 1
+    if not is_tiny() and not dist.is_torchelastic_launched():
+        failed = draw_missing(folder)
+    for name in [name for name in RECIPES if not (folder / f"{name}.json").exists()]:
+        recipe, images = tiny(RECIPES[name]) if is_tiny() else (RECIPES[name], None)
+        try:
+            _write(run(name, recipe, Options(), images), folder / f"{name}.json")
+        except DataError as error:
+            _say(f"{name} waits for its data: {error}")
+        except Exception as error:  # the rows after it may still do
+            failed.append(name)
+            _say(f"{name} FAILED: {type(error).__name__}: {error}")
+        gc.collect()
+        torch.cuda.empty_cache()
+    return 1 if failed else 0
+
+
+def draw_missing(folder: Path) -> list[str]:
+    """Run the notebook of every figure that is missing, in a copy -> those that failed."""
+    failed = []
+    for name in (name for name in tables.FIGURES if not (folder / f"{name}.png").exists()):
+        _say(f"{name}, target {tables.FIGURES[name]}")
+        notebook = tables.FOLDER.parents[1] / "notebooks" / f"{name}.ipynb"
+        command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute"]
+        command += ["--ExecutePreprocessor.timeout=-1", str(notebook), "--output-dir"]
+        with tempfile.TemporaryDirectory() as copy:
+            subprocess.run([*command, copy])
+        if not (folder / f"{name}.png").exists():
+            failed.append(name)
+            _say(f"{name} FAILED: see above")
+    return failed
+
+
+def _rank() -> int:
+    return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
+
+
+def _say(text: str) -> None:
+    if _rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _write(result: dict, path: Path) -> None:
+    if _rank() == 0:
+        write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def _train(name: str, words: Sequence[str]) -> None:
+    row = tyro.cli(
+        Row,
+        prog=f"python -m vaelib.experiments {name}",
+        args=words,
+        default=Row(RECIPES[name], Options()),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    path = row.options.result
+    if path is not None:  # better to know now than after the training
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    result = run(name, row.recipe, row.options)
+    if _rank() == 0:
+        print(json.dumps(result["numbers"], indent=1, ensure_ascii=False))
+    if path is not None:
+        _write(result, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line -> exit status."""
+    name, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        if name in RECIPES:
+            _train(name, words)
+        elif words or name not in ("list", "missing", "table", "--help", "-h"):
+            known = ", ".join(["list", "missing", "table", *RECIPES])
+            raise ValueError(f"expected one of {known}, got {' '.join([name, *words])}")
+        elif name == "missing":
+            return missing()
+        elif name == "list":
+            print(tables.listing())
+        elif name == "table":
+            write_text(tables.page(tables.results()), tables.FOLDER / "README.md")
+        else:
+            print(f"{__doc__}\nRows: {', '.join(RECIPES)}")
+    except (ValueError, OSError, FloatingPointError, DataError) as error:
+        _say(f"error: {error}")
+        return 2
+    except KeyboardInterrupt as stop:
+        _say(f"{stop}; the same command goes on from its checkpoint")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

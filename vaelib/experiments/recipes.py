@@ -1,0 +1,406 @@
+"""Models described by recipes: built, trained once, and kept in a cache that notebooks share.
+
+model, history = trained(Recipe(latents=(14, 2), alpha=(0.5, 0.9)))
+"""
+
+import hashlib
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args, get_origin
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from vaelib import data
+from vaelib.data import DataError, Images
+from vaelib.decoders import BernoulliMLP
+from vaelib.encoders import AntiCausalEncoder, MLPEncoder
+from vaelib.networks import fork_rng, latent_shape
+from vaelib.pixelcnn import GatedPixelCNN, PixelCNN, PixelSNAIL
+from vaelib.pixelcnn.likelihoods import LIKELIHOODS
+from vaelib.posteriors import IndependentPosterior, Posterior, SequentialPosterior
+from vaelib.priors import AR1Prior, AuxiliaryPrior, StandardNormal
+from vaelib.training.checkpoint import fingerprint, read, write
+from vaelib.training.learning import CodePrior, aevb_step
+from vaelib.training.loop import History, adam, evaluate, fit, linear_decay
+from vaelib.training.objectives import Annealing, Beta, FreeBits, Objective
+from vaelib.vae import VAE, WithoutLatents
+
+# Part of every key in the cache. Raise it when a change of the library changes what a recipe
+# gives: every model is then trained again.
+FORMAT = 1
+POSITIVE = ("epochs", "batch_size", "lr")  # the other numbers of a recipe may be 0
+
+
+class Dataset(NamedTuple):
+    """A loader of images, how many it gives to train on, and a transform of each batch."""
+
+    load: Callable[[], Images]
+    images: int
+    transform: Callable[[Tensor], Tensor] | None = None
+
+
+def small_digits() -> Images:
+    """The 5,000 embedded digits, 14 × 14 and black or white: 2×2 averages above one half."""
+    digits = data.mnist("5k")
+    train, test = (data.binarize(data.downsample(x)) for x in (digits.train, digits.test))
+    return digits._replace(train=train, test=test)
+
+
+def dynamic_mnist() -> Images:
+    """All of MNIST, for :data:`dynamic_binarization`; the test pixels are drawn once."""
+    digits = data.mnist("full")
+    generator = torch.Generator().manual_seed(0)
+    return digits._replace(test=data.binarize(digits.test, "bernoulli", generator))
+
+
+dynamic_binarization = partial(data.binarize, method="bernoulli")
+
+
+def imagenet() -> Images:
+    """ImageNet 32×32: the official files in the folder ``VAELIB_DATA``."""
+    folder = os.environ.get("VAELIB_DATA")
+    if not folder:
+        raise DataError(
+            "expected VAELIB_DATA to name the folder with the files of ImageNet 32x32, got nothing"
+        )
+    return data.imagenet32(folder)
+
+
+DATASETS = {
+    "digits14": Dataset(small_digits, 4_000),
+    "mnist": Dataset(dynamic_mnist, 60_000, dynamic_binarization),
+    "cifar10": Dataset(data.cifar10, 50_000),  # the first 10,000 where VAELIB_DATA has them alone
+    "cifar10-full": Dataset(partial(data.cifar10, full=True), 50_000),
+    "imagenet32": Dataset(imagenet, 1_281_167),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that a trained model depends on, apart from the pixels of its data.
+
+    ``python -m vaelib.experiments mnist-delta-vae --help`` prints the meaning of every field.
+
+    Raises:
+        ValueError: settings that are unknown, out of range, or do not fit each other.
+
+    >>> Recipe(latents=(14, 2), alpha=(0.5, 0.9))  # a δ-VAE for small digits
+    """
+
+    data: Literal[*DATASETS] = "digits14"  # where the images come from
+    image_shape: tuple[int, int, int] = (1, 14, 14)  # shape of one image, (C, H, W)
+    likelihood: Literal[*LIKELIHOODS] = "bernoulli"  # of a pixel, see PixelModel
+    levels: int = 256  # values that a pixel can take
+    mixtures: int = 10  # components of a logistic mixture
+
+    # None, the decoder alone; d, one vector; (H, d), one vector for each row.
+    latents: int | tuple[int, int] | None = None
+    # Correlations of an AR(1) prior, one for each of d channels, with the posterior family around
+    # its minimiser; empty, a prior N(0, I) and any diagonal Gaussian. All zero is N(0, I) as well,
+    # in the family of the others: their exact control.
+    alpha: tuple[float, ...] = ()
+    # If above 0, the posterior family that commits each latent variable to this many nats against
+    # N(0, 1).
+    delta: float = 0.0
+    # If above 0, an LSTM prior is trained afterwards on codes of the training images for so long,
+    # and takes the prior's slot.
+    auxiliary_epochs: int = 0
+
+    # An MLP, or a convolutional encoder for rows that sees the rows so named.
+    encoder: Literal["mlp", "anti-causal", "causal", "unrestricted"] = "unrestricted"
+    encoder_size: int = 16  # hidden units of the MLP, or channels
+    encoder_layers: int = 2  # of the convolutional encoder
+    encoder_kernel: int = 3  # of the convolutional encoder
+
+    decoder: Literal["mlp", "pixelcnn", "gated", "pixelsnail"] = "gated"  # an MLP, or a pixel model
+    hidden: int = 300  # units of the MLP decoder
+    channels: int = 16  # of the pixel model
+    layers: int = 3  # of the pixel model; of a PixelSNAIL residual blocks before each attention
+    kernel: int = 5  # of the pixel model; a PixelSNAIL has none to choose
+    first_kernel: int = 5  # of the pixel model's first layer
+    blocks: int = 1  # of a PixelSNAIL
+    heads: int = 1  # of a PixelSNAIL's attention
+    dropout: float = 0.0  # of a PixelSNAIL
+    inject: Literal["bias", "map"] = "bias"  # how z enters a pixel model
+    position: bool = True  # whether a pixel model has a learned bias for each position
+    context: int = 16  # size of the maps that carry z and the position to the layers
+
+    beta: float = 1.0  # KL weight; at most one of beta, annealing_epochs and free_bits is set
+    annealing_epochs: int = 0  # epochs in which the KL weight rises from 0 to 1
+    free_bits: float = 0.0  # nats free of charge for each group
+    free_bits_group: Literal["total", "row", "latent"] = "total"  # what a group is
+
+    epochs: int = 6  # passes over the training images
+    batch_size: int = 25  # images per update
+    lr: float = 5e-3  # step size of Adam, in a straight line to 0 over the second half
+    seed: int = 0  # of weights, batch order and noise
+
+    def __post_init__(self):
+        for field in fields(self):  # equal recipes have equal hashes and files
+            value = _plain(getattr(self, field.name), float in (field.type, *get_args(field.type)))
+            object.__setattr__(self, field.name, value)
+        _check_recipe(self)
+
+    @property
+    def label(self) -> str:
+        """A short name for progress lines and files."""
+        if self.latents is None:
+            return f"{self.decoder}, no latents"
+        size = "×".join(map(str, latent_shape(self.latents)))
+        extras = {
+            "α": "…".join(f"{a:g}" for a in sorted({*self.alpha[:1], *self.alpha[-1:]})),
+            "δ": self.delta and f"{self.delta:g}",
+            "β": self.beta != 1 and f"{self.beta:g}",
+            "annealed": self.annealing_epochs,
+            "free bits": self.free_bits and f"{self.free_bits:g}",
+            "auxiliary": self.auxiliary_epochs,
+        }
+        shown = [f"{name} {value}" for name, value in extras.items() if value]
+        return ", ".join([self.decoder, f"z {size}", self.encoder, *shown])
+
+
+def _plain(value: object, as_float: bool) -> object:
+    """Numbers of numpy and torch as Python's, lists and arrays as tuples."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(one, as_float) for one in value)
+    return float(value) if as_float and type(value) is int else value
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    r, shape, latents, alpha = recipe, recipe.image_shape, recipe.latents, recipe.alpha
+    for name, value, kind in ((f.name, getattr(r, f.name), f.type) for f in fields(r)):
+        if get_origin(kind) is Literal:
+            _expect(value in get_args(kind), f"{name} in {get_args(kind)}", value)
+        elif words := {int: "a whole number", float: "a finite", bool: "True or False,"}.get(kind):
+            least, positive = (1e-30, "> 0") if name in POSITIVE else (0, ">= 0")
+            good = type(value) is kind and math.isfinite(value) and value >= least
+            _expect(good, f"{words} {name} {positive}", value)
+    none, rows = latents is None, isinstance(latents, tuple) and len(latents) == 2
+    _expect(none or rows or type(latents) is int, "latents None, d or (H, d)", latents)
+    _expect(isinstance(shape, tuple) and len(shape) == 3, "image_shape (C, H, W)", shape)
+    _expect(r.annealing_epochs <= r.epochs, f"annealing_epochs <= {r.epochs}", r.annealing_epochs)
+    weights = {"beta": r.beta, "annealing_epochs": r.annealing_epochs, "free_bits": r.free_bits}
+    changed = [r.beta != 1, r.annealing_epochs > 0, r.free_bits > 0]
+    _expect(sum(changed) <= 1, "at most one of beta, annealing_epochs and free_bits", weights)
+    needed = r.decoder == "mlp" or r.auxiliary_epochs
+    _expect(not none or not needed, "latents for an MLP decoder or an auxiliary prior", latents)
+    bernoulli = r.decoder != "mlp" or r.likelihood == "bernoulli"
+    _expect(bernoulli, "Bernoulli pixels of an MLP decoder", r.likelihood)
+    vector = not (alpha or r.auxiliary_epochs or r.encoder != "mlp")
+    what = "latents (H, d) for alpha, an auxiliary prior or a convolutional encoder"
+    _expect(none or rows or vector, what, latents)
+    _expect(not rows or latents[0] == shape[1], f"latents of {shape[1]} rows", latents)
+    fits = isinstance(alpha, tuple) and (not alpha or (rows and len(alpha) == latents[1]))
+    _expect(fits, "one alpha for each of d channels", alpha)
+    _expect(not (alpha and r.delta), "alpha or delta", (alpha, r.delta))
+
+
+def _expect(holds: object, what: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"expected {what}, got {got!r}")
+
+
+def load(recipe: Recipe) -> Images:
+    """The images of the recipe."""
+    return DATASETS[recipe.data].load()
+
+
+def build(recipe: Recipe) -> VAE | WithoutLatents:
+    """The untrained model; its random weights depend on the recipe's seed alone."""
+    with fork_rng():
+        torch.manual_seed(recipe.seed)
+        decoder = _decoder(recipe)
+        if recipe.latents is None:
+            return WithoutLatents(decoder)
+        posterior, prior = None, StandardNormal(recipe.latents)
+        if recipe.alpha:
+            alpha, rows = torch.tensor(recipe.alpha), recipe.latents[0]
+            posterior, prior = SequentialPosterior(alpha, rows), AR1Prior(alpha, rows)
+        elif recipe.delta:
+            posterior = IndependentPosterior(recipe.delta, recipe.latents)
+        return VAE(_encoder(recipe, posterior), prior, decoder)
+
+
+def _decoder(recipe: Recipe) -> nn.Module:
+    def take(names: str) -> dict:
+        return {name: getattr(recipe, name) for name in names.split()}
+
+    z, shape = recipe.latents, recipe.image_shape
+    if recipe.decoder == "mlp":
+        return BernoulliMLP(z, shape, recipe.hidden)
+    shared = take("channels likelihood levels mixtures inject position context")
+    if recipe.decoder == "pixelsnail":
+        more = take("blocks heads dropout")
+        return PixelSNAIL(z, shape, residuals=recipe.layers, **more, **shared)
+    kind = {"pixelcnn": PixelCNN, "gated": GatedPixelCNN}[recipe.decoder]
+    return kind(z, shape, **take("layers kernel first_kernel"), **shared)
+
+
+def _encoder(recipe: Recipe, posterior: Posterior | None) -> nn.Module:
+    z, shape = recipe.latents, recipe.image_shape
+    if recipe.encoder == "mlp":
+        return MLPEncoder(z, shape, recipe.encoder_size, posterior)
+    sizes = {"channels": recipe.encoder_size, "layers": recipe.encoder_layers}
+    sizes["kernel"] = recipe.encoder_kernel
+    return AntiCausalEncoder(z[1], shape, posterior, order=recipe.encoder, **sizes)
+
+
+def _auxiliary_prior(recipe: Recipe) -> AuxiliaryPrior:
+    with fork_rng():
+        torch.manual_seed(recipe.seed)
+        return AuxiliaryPrior(recipe.latents[1], recipe.latents[0])
+
+
+def objective(recipe: Recipe, images: int) -> Objective | None:
+    """What the recipe minimises on so many training images; ``None`` is the negative bound."""
+    if recipe.annealing_epochs:
+        return Annealing(recipe.annealing_epochs * -(-images // recipe.batch_size))
+    if recipe.free_bits:
+        return FreeBits(recipe.free_bits, recipe.free_bits_group)
+    return None if recipe.beta == 1 else Beta(recipe.beta)
+
+
+def fit_recipe(recipe: Recipe, model: nn.Module, images: Images, **settings) -> History:
+    """Train ``model`` as the recipe says; ``settings`` go to :func:`vaelib.fit`."""
+    check_shape(recipe, images)
+    step = partial(aevb_step, objective=objective(recipe, len(images.train)))
+    settings |= {"optimizer": partial(adam, lr=recipe.lr), "step": step, "test": images.test}
+    return _fit(recipe, model, images, recipe.epochs, **settings)
+
+
+def fit_auxiliary(recipe: Recipe, vae: VAE, images: Images, **settings) -> History:
+    """Put an LSTM into the prior's slot and train it alone, on codes of the training images.
+
+    The last row has the test numbers of the whole model.
+    """
+    home, vae.prior = next(vae.parameters()).device, _auxiliary_prior(recipe)
+    codes = CodePrior(vae.encoder, vae.prior.to(home))
+    # What a checkpoint must be compared by: a prior fits the codes of one encoder.
+    codes.encoder_weights = fingerprint(parameters_to_vector(vae.encoder.parameters()))
+    vae.encoder.requires_grad_(False)
+    try:
+        settings |= {"optimizer": adam(vae.prior.parameters(), lr=recipe.lr)}
+        history = _fit(recipe, codes, images, recipe.auxiliary_epochs, **settings)
+        device = settings.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+        bound = evaluate(vae.to(device), images.test)
+    finally:
+        vae.to(home).encoder.requires_grad_(True)
+    parts = {"bound": bound.value, "distortion": bound.distortion, "rate": bound.rate}
+    history.rows[-1] |= {f"test_{name}": float(value) for name, value in parts.items()}
+    return history
+
+
+def _fit(recipe: Recipe, model: nn.Module, images: Images, epochs: int, **settings) -> History:
+    settings = {"evaluate_every": epochs} | settings  # only at the end
+    settings |= {"batch_size": recipe.batch_size, "seed": recipe.seed, "schedule": linear_decay}
+    settings["transform"] = DATASETS[recipe.data].transform
+    history = fit(model, images.train, epochs=epochs, **settings)
+    if history.interrupted:
+        raise KeyboardInterrupt(f"stopped after {len(history.rows)} epochs")
+    return history
+
+
+def trained(
+    recipe: Recipe,
+    images: Images | None = None,
+    folder: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> tuple[VAE | WithoutLatents, History]:
+    """The trained model of a recipe and the history of its training, from the cache if there.
+
+    Of several processes that ask for one model, one trains it and the others wait. A file that is
+    damaged or of something else is named and replaced.
+
+    Args:
+        recipe: what to train.
+        images: the training and test images; :func:`load` gets them by default.
+        folder: of the cache; ``models`` in :func:`vaelib.data.cache_folder` by default.
+        progress: say on stderr what is trained, with a progress bar.
+
+    Returns:
+        The model, in evaluation mode on the CPU, and its history; the last row has the bound on
+        the test images.
+
+    Raises:
+        ValueError: images whose shape is not that of the recipe.
+        KeyboardInterrupt: Ctrl-C; nothing is kept then.
+    """
+    images = load(recipe) if images is None else images
+    check_shape(recipe, images)
+    path = Path(folder or data.cache_folder() / "models") / f"{_key(recipe, images)}.pt"
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    writable = os.access(path.parent, os.W_OK)
+    with FileLock(path.with_suffix(".lock")) if writable else nullcontext():
+        if path.exists():
+            try:
+                return _loaded(path, recipe)
+            except ValueError as error:
+                warnings.warn(f"{error}: trained again", stacklevel=2)
+        model, train, epochs = build(recipe), fit_recipe, recipe.epochs
+        if recipe.auxiliary_epochs:
+            base = replace(recipe, auxiliary_epochs=0)
+            model, _ = trained(base, images, folder, progress)
+            train, epochs = fit_auxiliary, recipe.auxiliary_epochs
+        if progress:
+            print(f"training {recipe.label}, {epochs} epochs", file=sys.stderr, flush=True)
+        history = train(recipe, model, images, progress=progress)
+        try:
+            save_trained(path, recipe, model, history)
+        except (OSError, RuntimeError) as error:  # a folder or a full disk that takes no file
+            warnings.warn(f"{path} cannot be written, nothing is kept: {error}", stacklevel=2)
+    return model.eval(), history
+
+
+def save_trained(path: Path, recipe: Recipe, model: nn.Module, history: History, **facts) -> None:
+    """Keep a trained model for :func:`load_trained`, with whatever else is worth knowing."""
+    kept = {"recipe": asdict(recipe), "model": model.state_dict(), "rows": history.rows}
+    write(kept | facts, path)
+
+
+def load_trained(path: str | os.PathLike) -> VAE | WithoutLatents:
+    """The model in a file of :func:`trained` or of ``python -m vaelib.experiments``."""
+    return _loaded(Path(path).expanduser())[0]
+
+
+def _loaded(path: Path, expected: Recipe | None = None) -> tuple[nn.Module, History]:
+    state = read(path)
+    try:
+        recipe = Recipe(**state["recipe"])
+        if recipe != (expected or recipe):
+            raise ValueError("another recipe")
+        model = build(recipe)
+        if recipe.auxiliary_epochs:
+            model.prior = _auxiliary_prior(recipe)
+        model.load_state_dict(state["model"])
+        return model.eval(), History([dict(row) for row in state["rows"]])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ValueError(f"{path}: expected a trained model, got {reason}") from error
+
+
+def check_shape(recipe: Recipe, images: Images) -> None:
+    """Raise ``ValueError`` unless the images have the shape that the recipe names."""
+    if (got := tuple(images.train.shape[1:])) != recipe.image_shape:
+        raise ValueError(f"expected images of shape {recipe.image_shape}, got {got}")
+
+
+def _key(recipe: Recipe, images: Images) -> str:
+    """A file name that holds everything the model depends on."""
+    content = hashlib.sha256(json.dumps([FORMAT, asdict(recipe)]).encode())
+    for part in (images.train, images.test):
+        content.update(str((part.shape, part.dtype)).encode())
+        content.update(part.detach().cpu().contiguous().numpy().tobytes())
+    return f"{recipe.decoder}-{content.hexdigest()[:20]}"

@@ -1,0 +1,178 @@
+"""The papers' numbers, others', and ours: published.json, a JSON file for each of our runs, a page.
+
+No number of the page is typed by hand.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from vaelib.experiments.recipes import DATASETS, build
+from vaelib.experiments.rows import RECIPES
+
+FOLDER = Path(__file__).resolve().parents[2] / "figures" / "paper"
+FIGURES = {  # notebooks that leave a figure there, and what it should show
+    "04_race_wake_sleep": "Kingma & Welling (2013), figure 2: AEVB above wake-sleep everywhere, "
+    "MNIST between −150 and −100 nats, Frey Face between 0 and 1600",
+    "05_estimate_the_marginal_likelihood": "Kingma & Welling (2013), figure 3: log p(x) between "
+    "−160 and −100 nats for 1,000 images, between −160 and −125 for 50,000",
+}
+NEEDS = {
+    "04_race_wake_sleep": "MNIST and the real Frey Face, in `VAELIB_DATA` or downloaded",
+    "05_estimate_the_marginal_likelihood": "MNIST, in `VAELIB_DATA` or downloaded",
+    "mnist": "MNIST, in `VAELIB_DATA` or downloaded",
+    "cifar10": "CIFAR-10, in `VAELIB_DATA` or downloaded",
+    "imagenet32": "the official files of ImageNet 32×32 in `VAELIB_DATA`",
+}
+UNITS = {"nats": ("nats", 2), "bits/dim": ("bits_per_dim", 3)}  # our key, and digits shown
+
+
+def published() -> dict:
+    """The numbers of others, from the one file that holds them: ``tables`` and ``sources``."""
+    return json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+
+
+def target(name: str, prior: str) -> dict | None:
+    """What a row of ours is compared with: the paper's number, else another's; ``None`` if none.
+
+    Returns:
+        A dictionary with ``model``, ``value`` (as printed there), ``unit`` and ``source``.
+    """
+    known = published()
+    for table, row in ((one, row) for one in known["tables"] for row in one["rows"]):
+        if row.get("ours") == [name, prior] and (entries := [*_paper(row), *row.get("others", [])]):
+            source = known["sources"][entries[0]["source"]]
+            return entries[0] | {"unit": table["unit"], "source": source}
+    return None
+
+
+def _paper(row: dict) -> list[dict]:
+    return [{"model": row["model"]} | row["paper"]] if "paper" in row else []
+
+
+def results(folder: Path = FOLDER) -> dict[str, dict]:
+    """What was trained, by name; nothing where the folder is not there.
+
+    Raises:
+        ValueError: a file with other contents.
+    """
+    found = {}
+    for path in (path for name in RECIPES if (path := folder / f"{name}.json").exists()):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            found[result["name"]] = result
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: expected a result of a row, got {error!r}") from error
+    return found
+
+
+def changes(name: str, recipe: dict) -> dict[str, object]:
+    """Fields in which a recipe, as JSON has it, is not that of its row today."""
+    row = json.loads(json.dumps(asdict(RECIPES[name])))
+    return {field: value for field, value in recipe.items() if row.get(field) != value}
+
+
+def listing() -> str:
+    """Our rows, and the compute that each needs."""
+    lines = []
+    for name, recipe in RECIPES.items():
+        count = sum(p.numel() for p in build(recipe).parameters())
+        seen = DATASETS[recipe.data].images * recipe.epochs
+        operations = 6 * count * recipe.image_shape[1] * recipe.image_shape[2] * seen
+        more = {"parameters": f"{count:,}", "images seen": f"{seen:,}"}
+        more |= {"10¹⁸ FLOP": f"{operations / 1e18:.1f}", "needs": NEEDS[recipe.data]}
+        lines.append({"row": f"`{name}`", "model": recipe.label} | more)
+    note = "Six operations for each weight, pixel and image seen; attention and evaluations come on"
+    return f"{_markdown(lines)}\n\n{note} top.\nA GPU at 100 TFLOP/s makes 0.36 · 10¹⁸ an hour."
+
+
+def page(ours: dict[str, dict], folder: Path = FOLDER) -> str:
+    """The text of ``README.md`` in a folder with these results and with figures."""
+    known = published()
+    numbers = {source: i for i, source in enumerate(known["sources"], 1)}
+    parts = [
+        "# The papers' numbers, others', and ours",
+        "Written by `python -m vaelib.experiments table` from the JSON files beside it and from "
+        "`vaelib/experiments/published.json`. Lower is better. Values are negative log-likelihoods "
+        "or, with ≤, negative bounds on them; rates stand in brackets. "
+        "`VAELIB_SCALE=paper python -m vaelib.experiments missing` trains what is missing, on a "
+        "GPU.",
+    ]
+    for table in known["tables"]:
+        lines = [
+            {
+                "model": row["model"],
+                "paper": _cited(_paper(row), row, numbers),
+                "others": _cited(row.get("others", []), row, numbers),
+                "ours": _ours(row, table["unit"], ours),
+            }
+            for row in table["rows"]
+        ]
+        parts += [f"## {table['title']}, {table['unit']}", _markdown(lines)]
+    parts += ["\n".join(f"[{i}] {text}  " for i, text in enumerate(known["sources"].values(), 1))]
+    if ours:
+        parts += ["## Our runs", _markdown([_run(name, one) for name, one in ours.items()])]
+        parts += [
+            "\\* not at paper scale, or with the changes of the recipe named in the last column.\n"
+            "Fewer training images than a paper's cost bits."
+        ]
+    waiting = [
+        {"run": f"`{name}`", "makes": makes.split(":")[0], "needs": NEEDS[name]}
+        for name, makes in FIGURES.items()
+        if not (folder / f"{name}.png").exists()
+    ]
+    for name, recipe in ((name, recipe) for name, recipe in RECIPES.items() if name not in ours):
+        after = ", then an auxiliary prior" if recipe.auxiliary_epochs else ""
+        makes = f"{recipe.label.split(', auxiliary')[0]}{after}"
+        waiting.append({"run": f"`{name}`", "makes": makes, "needs": NEEDS[recipe.data]})
+    if waiting:
+        parts += ["## What waits for a GPU", _markdown(waiting)]
+        command = "python -m vaelib.experiments NAME --result figures/paper/NAME.json"
+        parts += [f"One row: `VAELIB_SCALE=paper {command}`."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(lines: list[dict]) -> str:
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+def _cited(entries: list[dict], row: dict, numbers: dict[str, int]) -> str:
+    """Numbers, whose they are where the row does not say so, and their sources."""
+    cited = []
+    for one in entries:
+        rate = f" ({one['rate']})" if "rate" in one else ""
+        whose = f" {one['model']}" if one["model"] != row["model"] else ""
+        cited.append(f"{one['value']}{rate}{whose} [{numbers[one['source']]}]")
+    return "; ".join(cited) or "–"
+
+
+def _ours(row: dict, unit: str, ours: dict[str, dict]) -> str:
+    name, prior = row.get("ours", (None, None))
+    if name is None:
+        return "–"
+    if prior not in ours.get(name, {}).get("numbers", {}):
+        return f"waits (`{name}`)"
+    key, digits = UNITS[unit]
+    numbers, result = ours[name]["numbers"][prior][key], ours[name]
+    mark = " *" if changes(name, result["recipe"]) or result["scale"] != "paper" else ""
+    value = f"{numbers['negative_bound']:.{digits}f}"
+    if result["recipe"]["latents"] is None:
+        return f"**{value}**{mark}"
+    return f"**≤ {value}** ({numbers['rate']:.{digits}f}){mark}"
+
+
+def _run(name: str, one: dict) -> dict[str, str]:
+    """What a number of ours cost, and what sets it apart."""
+    changed = "".join(f", {k} {value}" for k, value in changes(name, one["recipe"]).items())
+    return {
+        "row": f"`{name}`",
+        "training images": f"{one['data']['train']:,}",
+        "test images": f"{one['data']['test']:,}",
+        "parameters": f"{one['parameters']:,}",
+        "hardware": f"{one['processes']} × {one['hardware']}",
+        "precision": one["options"]["precision"],
+        "time": f"{one['seconds'] / 60:.0f} min",
+        "scale": f"{one['scale']}{changed}",
+    }

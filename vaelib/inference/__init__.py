@@ -1,0 +1,1 @@
+"""Sampling posteriors, estimating likelihoods, exact linear models, measuring collapse."""

@@ -1,0 +1,252 @@
+"""Hamiltonian Monte Carlo on any log density, many independent chains at once.
+
+A chain is a row of a batch: ``log_density`` maps positions ``(*chains, *event)`` to log densities
+``(*chains,)`` in nats, up to a constant, and no chain may depend on another. Gradients come from
+one autograd call for all chains. Neal (2011), *MCMC using Hamiltonian dynamics* (arXiv 1206.1901).
+
+>>> state = init(log_density, torch.zeros(100, 2))          # 100 chains in two dimensions
+>>> state, step_size, _ = tune(log_density, state)
+>>> state, info = step(log_density, state, step_size)
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaelib.distributions import no_validation
+
+LogDensity = Callable[[Tensor], Tensor]
+# A trajectory whose energy is off by this many nats has left the region where leapfrog is stable.
+DIVERGENCE = 1000.0
+# What a density may raise at a position that it does not take.
+_REFUSED = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
+
+
+class State(NamedTuple):
+    """Where the chains are."""
+
+    position: Tensor  # (*chains, *event)
+    log_density: Tensor  # (*chains,) nats
+    gradient: Tensor  # of the log density, (*chains, *event)
+
+
+class Info(NamedTuple):
+    """What one step did, each ``(*chains,)``. A divergent proposal is never accepted.
+
+    Divergent: an energy error above ``DIVERGENCE`` or not finite, or a position that the density
+    refused. The energy is −log density + ½‖momentum‖².
+    """
+
+    acceptance_rate: Tensor  # probability with which the proposal was accepted
+    is_accepted: Tensor
+    is_divergent: Tensor
+    energy: Tensor  # at the start of the trajectory, nats
+    energy_error: Tensor  # energy at its end minus energy
+
+
+def init(log_density: LogDensity, position: Tensor) -> State:
+    """The state at ``position``, which must be floats with a finite log density for each chain."""
+    if not position.is_floating_point():
+        raise TypeError(f"expected a float position, got {position.dtype}")
+    state = _evaluate(log_density, position)
+    chains = state.log_density.shape
+    if position.shape[: len(chains)] != chains or len(chains) >= position.dim():
+        raise ValueError(
+            f"expected one log density for each chain of positions {tuple(position.shape)}, "
+            f"got log densities {tuple(chains)}"
+        )
+    for name, value in zip(State._fields, state, strict=True):
+        if not value.isfinite().all():
+            raise ValueError(f"expected a finite {name} at the start of every chain")
+    return state
+
+
+def leapfrog(
+    log_density: LogDensity, state: State, momentum: Tensor, step_size: float | Tensor, steps: int
+) -> tuple[State, Tensor]:
+    """Follow the Hamiltonian flow for ``steps`` leapfrog steps: the state and momentum at the end.
+
+    Volume preserving, and reversible: from the end, with the momentum negated, it leads back. A
+    chain that comes to a position which the density refuses ends with a log density of nan.
+    """
+    size = _expand_to(_step_size(step_size, state), state.position)
+    momentum = momentum + 0.5 * size * state.gradient
+    for remaining in reversed(range(steps)):
+        state = _advance(log_density, state, state.position + size * momentum)
+        # Two half steps of momentum in a row are one whole step; only the last one is half.
+        momentum = momentum + (size if remaining else 0.5 * size) * state.gradient
+    return state, momentum
+
+
+def step(
+    log_density: LogDensity,
+    state: State,
+    step_size: float | Tensor,
+    leapfrog_steps: int = 10,
+    jitter: float = 0.5,
+) -> tuple[State, Info]:
+    """One Metropolis-corrected trajectory of each chain; one that diverges is rejected.
+
+    Args:
+        log_density: maps positions to log densities, see the module.
+        state: from :func:`init` or an earlier step with the same log density.
+        step_size: of the leapfrog integrator, above 0, one for all or ``(*chains,)``.
+        leapfrog_steps: number of them in the trajectory, at least 1.
+        jitter: in [0, 1): each chain takes ``step_size`` times a number drawn from [1 − jitter, 1].
+            If all trajectories are equally long, they can lead back to where they started; then the
+            chain hardly moves although all proposals are accepted (Neal 2011, section 3.2).
+    """
+    if leapfrog_steps < 1 or not (torch.as_tensor(step_size) > 0).all():
+        raise ValueError(
+            f"expected leapfrog_steps >= 1 and step_size > 0, got {leapfrog_steps}, {step_size}"
+        )
+    if not 0 <= jitter < 1:
+        raise ValueError(f"expected jitter in [0, 1), got {jitter}")
+    momentum = torch.randn_like(state.position)
+    size = _step_size(step_size, state) * (1 - jitter * torch.rand_like(state.log_density))
+    end, last_momentum = leapfrog(log_density, state, momentum, size, leapfrog_steps)
+    # The proposal is the end with its momentum negated, which makes it its own inverse. The energy
+    # is even in the momentum and the momentum is drawn anew, so the negation itself is skipped.
+    energy = _energy(state, momentum)
+    error = _energy(end, last_momentum) - energy
+    stable = (error < DIVERGENCE) & error.isfinite() & _finite(end.position, error.dim())
+    rate = torch.where(stable, (-error).clamp(max=0).exp(), 0.0)
+    accepted = torch.rand_like(rate) < rate
+    chosen = [
+        torch.where(_expand_to(accepted, new), new, old)
+        for new, old in zip(end, state, strict=True)
+    ]
+    return State(*chosen), Info(rate, accepted, ~stable, energy, error)
+
+
+def adapt(step_size: float | Tensor, info: Info, target: float = 0.9, rate: float = 0.1) -> Tensor:
+    """Move the step size of each chain a little towards the target acceptance probability.
+
+        ln ε ← ln ε + rate · (acceptance − target)
+
+    A stochastic approximation (Robbins & Monro 1951). A chain that is still adapting is not quite
+    a Markov chain: stop before the samples that count.
+    """
+    if not 0 < target < 1:
+        raise ValueError(f"expected a target acceptance in (0, 1), got {target}")
+    change, step_size = info.acceptance_rate - target, torch.as_tensor(step_size)
+    return step_size * torch.exp(rate * (change if step_size.dim() else change.mean()))
+
+
+def tune(
+    log_density: LogDensity,
+    state: State,
+    step_size: float | Tensor = 0.1,
+    leapfrog_steps: int = 10,
+    steps: int = 100,
+    target: float = 0.9,
+    per_chain: bool = False,
+    jitter: float = 0.5,
+) -> tuple[State, Tensor, Info]:
+    """Burn in while finding the step size whose mean acceptance probability is ``target``.
+
+    Returns the state, the step size (one for each chain if ``per_chain``, as the posteriors of
+    different images need) and the info of the last of ``steps`` trajectories. The step size is the
+    geometric mean over their second half, which is steadier than the last one.
+    """
+    if steps < 2:
+        raise ValueError(f"expected steps >= 2, got {steps}")
+    size = torch.as_tensor(step_size).to(state.log_density)
+    size = size.expand(state.log_density.shape) if per_chain else size.mean()
+    logs = []
+    for index in range(steps):
+        state, info = step(log_density, state, size, leapfrog_steps, jitter)
+        size = adapt(size, info, target, rate=2.0 * (index + 1) ** -0.6)
+        if index >= steps // 2:
+            logs.append(size.log())
+    return state, torch.stack(logs).mean(0).exp(), info
+
+
+def sample(
+    log_density: LogDensity,
+    state: State,
+    step_size: float | Tensor,
+    samples: int,
+    leapfrog_steps: int = 10,
+    thin: int = 1,
+    jitter: float = 0.5,
+) -> tuple[State, Tensor, Info]:
+    """Run the chains and keep every ``thin``-th position.
+
+    Returns the last state, positions ``(samples, *chains, *event)`` and the info of every step,
+    each field ``(samples · thin, *chains)``.
+    """
+    if samples < 1 or thin < 1:
+        raise ValueError(f"expected samples >= 1 and thin >= 1, got {samples} and {thin}")
+    positions, infos = [], []
+    for index in range(samples * thin):
+        state, info = step(log_density, state, step_size, leapfrog_steps, jitter)
+        infos.append(info)
+        if (index + 1) % thin == 0:
+            positions.append(state.position)
+    return state, torch.stack(positions), Info(*map(torch.stack, zip(*infos, strict=True)))
+
+
+def _evaluate(log_density: LogDensity, position: Tensor) -> State:
+    with torch.enable_grad():
+        position = position.detach().requires_grad_()
+        value = log_density(position)
+        (gradient,) = torch.autograd.grad(value.sum(), position)
+    return State(position.detach(), value.detach(), gradient)
+
+
+def _advance(log_density: LogDensity, state: State, position: Tensor) -> State:
+    """The state at ``position``; a chain that the density refuses there stays, at log density nan.
+
+    With validation, one such chain is an error for the whole batch. To leave validation off would
+    not do: torch's ``Exponential`` then has a density below zero. So look for the chains.
+    """
+    with suppress(*_REFUSED):
+        return _evaluate(log_density, position)
+
+    def moved(chains: Tensor) -> Tensor:
+        return torch.where(_expand_to(chains, position), position, state.position)
+
+    def taken(chains: Tensor) -> Tensor:  # halve the group until it is taken or one chain
+        with suppress(*_REFUSED):
+            log_density(moved(chains))
+            return chains
+        half = chains.flatten().cumsum(0).view_as(chains) <= chains.sum() // 2
+        return chains & half if chains.sum() < 2 else taken(chains & half) | taken(chains & ~half)
+
+    chains = _finite(position, state.log_density.dim())
+    with suppress(*_REFUSED), no_validation():  # most of them at once
+        chains = chains & _evaluate(log_density, moved(chains)).log_density.isfinite()
+    with torch.no_grad():
+        chains = taken(chains)
+    new = _evaluate(log_density, moved(chains))
+    gradient = torch.where(_expand_to(chains, position), new.gradient, torch.nan)
+    return State(new.position, torch.where(chains, new.log_density, torch.nan), gradient)
+
+
+def _energy(state: State, momentum: Tensor) -> Tensor:
+    chains = state.log_density.dim()
+    return 0.5 * momentum.square().flatten(chains).sum(-1) - state.log_density
+
+
+def _finite(x: Tensor, chains: int) -> Tensor:
+    """Whether every number of a chain is finite, ``(*chains,)``."""
+    return x.isfinite().flatten(chains).all(-1)
+
+
+def _expand_to(per_chain: Tensor, other: Tensor) -> Tensor:
+    """Append dimensions of size one until ``(*chains,)`` broadcasts against ``other``."""
+    return per_chain.reshape(per_chain.shape + (1,) * (other.dim() - per_chain.dim()))
+
+
+def _step_size(step_size: float | Tensor, state: State) -> Tensor:
+    size = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device)
+    if size.shape not in ((), state.log_density.shape):
+        raise ValueError(
+            f"expected a step size of shape () or {tuple(state.log_density.shape)}, "
+            f"got {tuple(size.shape)}"
+        )
+    return size

@@ -1,0 +1,197 @@
+"""Probabilistic PCA and the linear VAE: the models in which everything is known exactly.
+
+Tipping & Bishop (1999), *Probabilistic principal component analysis*; Lucas, Tucker, Grosse &
+Norouzi (2019), *Don't blame the ELBO!* (arXiv 1911.02469).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from vaelib.distributions import DiagNormal
+from vaelib.networks import flatten_events
+from vaelib.priors import StandardNormal
+
+
+class PPCA(nn.Module):
+    """Probabilistic PCA, with its exact likelihood and posterior.
+
+        p(z) = N(0, I),   p(x|z) = N(W z + μ, σ² I)
+        p(x) = N(μ, W Wᵀ + σ² I),   p(z|x) = N(M⁻¹ Wᵀ (x − μ), σ² M⁻¹),   M = Wᵀ W + σ² I
+
+    Tipping & Bishop (1999), equations 4 to 8.
+
+    Args:
+        weight: W, ``(dims, latents)``.
+        mean: μ, ``(dims,)``.
+        noise_variance: σ², above what rounding leaves of it beside the eigenvalues of W Wᵀ.
+    """
+
+    def __init__(self, weight: Tensor, mean: Tensor, noise_variance: float | Tensor):
+        super().__init__()
+        if weight.dim() != 2 or mean.shape != weight.shape[:1]:
+            raise ValueError(
+                f"expected weight (dims, latents) and mean (dims,), got {tuple(weight.shape)} "
+                f"and {tuple(mean.shape)}"
+            )
+        noise_variance = torch.as_tensor(noise_variance, dtype=weight.dtype)
+        least = _least_noise(torch.linalg.matrix_norm(weight.detach(), 2) ** 2, len(weight))
+        if noise_variance.dim() or not least < noise_variance < math.inf:
+            raise ValueError(
+                f"expected a positive noise variance above {least:.3g}, as less is lost beside the "
+                f"largest eigenvalue, got {noise_variance}"
+            )
+        # Copies: a model that loads other numbers must not change the caller's.
+        self.register_buffer("weight", weight.clone())
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("noise_variance", noise_variance.clone())
+
+    @classmethod
+    def fit(cls, x: Tensor, latents: int, noise_variance: float | None = None) -> "PPCA":
+        """Maximum likelihood in closed form.
+
+            W = U (Λ − σ² I)^½,   σ² = mean of the eigenvalues left out
+
+        Tipping & Bishop (1999), equations 14 and 15, with the rotation R = I. With a fixed
+        ``noise_variance`` the directions whose eigenvalue is below it get a zero column: they
+        collapse (Lucas et al. 2019, section 4).
+
+        Args:
+            x: data ``(N, dims)``, float32 or float64.
+            latents: number of latent variables, below ``dims``; below the rank of the data where
+                σ² is learned, as there would be no noise.
+            noise_variance: σ² where it is given rather than learned.
+        """
+        if x.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"expected float32 or float64, got {x.dtype}")
+        if x.dim() != 2 or len(x) < 2 or not 1 <= latents < x.shape[1]:
+            raise ValueError(
+                "expected x (N, dims) with N >= 2 and 1 <= latents < dims, "
+                f"got {tuple(x.shape)} and {latents}"
+            )
+        if not x.isfinite().all():
+            raise ValueError("expected finite x, got nan or infinity among its values")
+        wide, dims = x.double(), x.shape[1]
+        eigenvalues, eigenvectors = torch.linalg.eigh(torch.cov(wide.T, correction=0))
+        eigenvalues, eigenvectors = eigenvalues.flip(0), eigenvectors.flip(1)  # largest first
+        if noise_variance is None:
+            noise_variance = eigenvalues[latents:].mean()
+            least = _least_noise(eigenvalues[0].to(x.dtype), dims)
+            if not noise_variance > least:
+                rank = int((eigenvalues > least).sum())
+                raise ValueError(
+                    f"expected noise beside {latents} latents, got data of rank {rank} in {dims} "
+                    "dimensions: take fewer latents or give a noise_variance"
+                )
+        signal = (eigenvalues[:latents] - noise_variance).clamp(min=0)
+        weight = eigenvectors[:, :latents] * signal.sqrt()
+        return cls(weight.to(x.dtype), wide.mean(0).to(x.dtype), noise_variance)
+
+    def marginal(self, dtype: torch.dtype | None = None) -> MultivariateNormal:
+        """p(x), event shape ``(dims,)``, in the dtype of W or another one."""
+        weight = self.weight.double()
+        factor = torch.linalg.cholesky(self._with_noise(weight @ weight.T))
+        dtype = dtype or self.mean.dtype
+        return MultivariateNormal(self.mean.to(dtype), scale_tril=factor.to(dtype))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Exact log p(x) of ``(*batch, dims)``, nats."""
+        x64 = flatten_events(x, self.mean.shape).double()
+        return self.marginal(torch.float64).log_prob(x64).to(torch.result_type(x, self.mean))
+
+    def posterior(self, x: Tensor) -> MultivariateNormal:
+        """Exact p(z|x) of ``(*batch, dims)``, event shape ``(latents,)``."""
+        weight, dtype = self.weight.double(), torch.result_type(x, self.mean)
+        m = self._with_noise(weight.T @ weight)
+        projected = (flatten_events(x, self.mean.shape).double() - self.mean.double()) @ weight
+        loc = torch.linalg.solve(m, projected.unsqueeze(-2), left=False).squeeze(-2)
+        covariance = self.noise_variance.double() * torch.linalg.inv(m)
+        return MultivariateNormal(loc.to(dtype), covariance.to(dtype).expand(*loc.shape, -1))
+
+    def _with_noise(self, product: Tensor) -> Tensor:
+        """``product`` + σ² I, in float64: float32 can lose σ² beside W Wᵀ."""
+        identity = torch.eye(len(product), dtype=product.dtype, device=product.device)
+        return product + self.noise_variance.double() * identity
+
+    def slots(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Encoder, prior and decoder of the linear VAE: ``VAE(*model.slots())``.
+
+        Where WᵀW is diagonal, as :meth:`fit` returns it, that encoder is the exact posterior
+        and the bound is log p(x). Elsewhere it has the exact mean and, as the variances that
+        maximise the bound, the inverse diagonal of the posterior precision.
+        """
+        dims, latents = self.weight.shape
+        slots = linear_slots(dims, latents, noise_variance=self.noise_variance.item())
+        encoder, prior, decoder = (slot.to(self.weight) for slot in slots)
+        weight = self.weight.double()
+        m = self._with_noise(weight.T @ weight)
+        with torch.no_grad():
+            gain = torch.linalg.solve(m, weight.T)
+            encoder.loc.weight.copy_(gain)
+            encoder.loc.bias.copy_(-gain @ self.mean.double())
+            encoder.log_scale.copy_(0.5 * (self.noise_variance / m.diagonal()).log())
+            decoder.loc.weight.copy_(self.weight)
+            decoder.loc.bias.copy_(self.mean)
+        return encoder, prior, decoder
+
+
+def _least_noise(largest: Tensor, dims: int) -> float:
+    """The rounding of data or weights of this dtype, and that of float64 in a factor, as variances.
+
+    ``largest`` is the largest eigenvalue.
+    """
+    return largest.item() * max(100 * torch.finfo(largest.dtype).eps ** 2, 1e-15 * dims)
+
+
+class LinearEncoder(nn.Module):
+    """q(z|x) = N(V x + c, diag s²), the same variances for every x.
+
+    Lucas et al. (2019), section 4. Shapes: ``(*batch, dims)`` to event ``(latents,)``.
+    """
+
+    def __init__(self, dims: int, latents: int):
+        super().__init__()
+        self.loc = nn.Linear(dims, latents)
+        self.log_scale = nn.Parameter(torch.zeros(latents))
+
+    def forward(self, x: Tensor) -> DiagNormal:
+        """The posterior q(z|x) of each vector."""
+        loc = self.loc(flatten_events(x, (self.loc.in_features,)))
+        return DiagNormal(loc, self.log_scale.exp().expand_as(loc))
+
+
+class LinearDecoder(nn.Module):
+    """p(x|z) = N(W z + μ, σ² I), σ² given or learned.
+
+    Shapes: ``(*batch, latents)`` to event ``(dims,)``.
+    """
+
+    def __init__(self, dims: int, latents: int, noise_variance: float | None = None):
+        super().__init__()
+        if noise_variance is not None and not 0 < noise_variance < math.inf:
+            raise ValueError(f"expected a positive noise variance, got {noise_variance}")
+        self.loc = nn.Linear(latents, dims)
+        log_scale = torch.tensor(0.5 * math.log(noise_variance or 1.0), dtype=torch.float64)
+        if noise_variance is None:
+            self.log_scale = nn.Parameter(log_scale.float())
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    def forward(self, z: Tensor) -> DiagNormal:
+        """The likelihood p(x|z) for each z."""
+        loc = self.loc(flatten_events(z, (self.loc.in_features,), "z"))
+        return DiagNormal(loc, self.log_scale.exp().to(loc).expand_as(loc))
+
+
+def linear_slots(
+    dims: int, latents: int, noise_variance: float | None = None
+) -> tuple[LinearEncoder, StandardNormal, LinearDecoder]:
+    """The three slots of a linear VAE for vectors ``(*batch, dims)``: ``VAE(*linear_slots(…))``.
+
+    Its optimum is that of pPCA (Lucas et al. 2019, theorem 1): see :meth:`PPCA.slots`. The noise
+    variance σ² of the decoder is learned if it is ``None``.
+    """
+    decoder = LinearDecoder(dims, latents, noise_variance)
+    return LinearEncoder(dims, latents), StandardNormal(latents), decoder

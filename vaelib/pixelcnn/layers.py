@@ -1,0 +1,322 @@
+"""Causal layers, and the cache that makes drawing fast.
+
+Feature maps are ``(B, H, W, channels)``: with the channels last, a linear layer is a 1×1
+convolution. "Before" a pixel means above it, or left of it in its row. A layer that is called
+with a :class:`Cache` computes its outputs at the new positions only.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vaelib.networks import gate, is_int
+
+
+class CausalConv2d(nn.Conv2d):
+    """Convolution that covers rows above and the pixel's own row: rows below are not stored.
+
+    Args:
+        mask: ``(kh, kw)`` of zeros and ones, multiplied into the weights. Its last row is the
+            pixel's own row, its column kw − 1 − right is the pixel's own column.
+        right: how many columns of the mask are to the right of the pixel.
+        reads_image: whether the input is the image itself, which a cache need not copy.
+
+    Shapes: ``(B, H, W, inputs)`` to ``(B, H, W, outputs)``; with a :class:`Cache` the new
+    positions only, ``(B, 1, n, inputs)`` to ``(B, 1, n, outputs)``.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, mask: Tensor, right: int = 0, reads_image: bool = False
+    ):
+        super().__init__(inputs, outputs, tuple(mask.shape))
+        height, width = mask.shape
+        self.left, self.right, self.above = width - 1 - right, right, height - 1
+        self.reads_image = reads_image
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x: Tensor, cache: "Cache | None" = None) -> Tensor:
+        if cache is not None:
+            return cache.convolve(self, x)
+        padded = F.pad(x, (0, 0, self.left, self.right, self.above, 0))
+        return _convolve(padded, self.weight * self.mask, self.bias)
+
+
+def _convolve(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """Convolution without padding of channels-last ``(B, H, W, C)``."""
+    return F.conv2d(x.permute(0, 3, 1, 2), kernel, bias).permute(0, 2, 3, 1)
+
+
+def square_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv2d:
+    """Masked convolution of a PixelCNN, here with ``size`` 3::
+
+        A: 1 1 1    B: 1 1 1
+           1 0 0       1 1 0
+           0 0 0       0 0 0
+
+    Kind "A" reads the image and leaves out the pixel itself; kind "B" reads features, which have
+    not seen their own pixel, and keeps it. van den Oord et al. (2016), *Pixel Recurrent Neural
+    Networks*, figure 2.
+    """
+    radius = _radius(kind, size)
+    mask = torch.ones(radius + 1, 2 * radius + 1)
+    mask[-1, radius + (kind == "B") :] = 0
+    return CausalConv2d(inputs, outputs, mask, radius, kind == "A")
+
+
+def vertical_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv2d:
+    """Convolution of the vertical stack, all columns within reach in the rows above::
+
+        A: 1 1 1    B: 1 1 1
+           0 0 0       1 1 1
+           0 0 0       0 0 0
+
+    Kind "B" keeps the pixel's own row, for features that have not seen their own row. van den
+    Oord et al. (2016), *Conditional Image Generation with PixelCNN Decoders*, figure 1.
+    """
+    radius = _radius(kind, size)
+    mask = torch.ones(radius + 1, 2 * radius + 1)
+    mask[-1] = kind == "B"
+    return CausalConv2d(inputs, outputs, mask, radius, kind == "A")
+
+
+def horizontal_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv2d:
+    """Convolution of the horizontal stack, the pixel's own row to the left::
+
+    A: 1 0 0    B: 1 1 0
+    """
+    mask = torch.ones(1, _radius(kind, size) + 1)
+    mask[-1, -1] = kind == "B"
+    return CausalConv2d(inputs, outputs, mask, 0, kind == "A")
+
+
+def _radius(kind: str, size: int) -> int:
+    if kind not in ("A", "B"):
+        raise ValueError(f"expected mask kind 'A' or 'B', got {kind!r}")
+    if not is_int(size) or size < 3 or size % 2 == 0:
+        raise ValueError(f"expected an odd kernel size of at least 3, got {size}")
+    return int(size) // 2
+
+
+class Cache:
+    """Activations that causal layers keep while a batch of images is drawn pixel by pixel.
+
+    Convolutions keep the few rows that their kernels cover, attention the keys and values of all
+    positions so far. A cache serves one batch, drawn in raster order, without gradients.
+    """
+
+    def __init__(self, height: int, width: int):
+        self.height, self.width = height, width
+        self.row, self.columns = 0, slice(0, width)
+        self._windows: dict[nn.Module, Tensor] = {}
+        self._kernels: dict[nn.Module, Tensor] = {}
+        self._attended: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def move(self, row: int, first: int, last: int) -> None:
+        """Go on to the columns ``first`` … ``last`` − 1 of ``row``."""
+        if row != self.row:
+            for window in self._windows.values():
+                window[:, :-1] = window[:, 1:].clone()
+        self.row, self.columns = row, slice(first, last)
+
+    def crop(self, x: Tensor) -> Tensor:
+        """The new positions of a map ``(B, H or 1, W or 1, C)``."""
+        rows = x if x.shape[1] == 1 else x[:, self.row : self.row + 1]
+        return rows if rows.shape[2] == 1 else rows[:, :, self.columns]
+
+    def convolve(self, conv: CausalConv2d, x: Tensor) -> Tensor:
+        """Outputs of ``conv`` at the new positions, ``(B, 1, n, outputs)``."""
+        padded = self._image_rows(conv, x) if conv.reads_image else self._feature_rows(conv, x)
+        columns = slice(self.columns.start, self.columns.stop + conv.left + conv.right)
+        patch = padded[:, :, columns]  # (B, kh, n + kw − 1, inputs)
+        if conv not in self._kernels:
+            kernel = conv.weight * conv.mask
+            self._kernels[conv] = kernel.contiguous(memory_format=torch.channels_last)
+        kernel = self._kernels[conv]
+        if patch.shape[1:3] != conv.kernel_size:
+            return _convolve(patch, kernel, conv.bias)
+        # One pixel is one matrix product, much cheaper than a call to the convolution.
+        flat = kernel.permute(0, 2, 3, 1).flatten(1)  # no copy, as the channels are last in memory
+        return F.linear(patch.flatten(1), flat, conv.bias)[:, None, None]
+
+    def attend(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a pixel's key and value ``(B, heads, 1, d)``; all so far, ``(B, heads, p, d)``."""
+        if layer not in self._attended:
+            shape = (*key.shape[:2], self.height * self.width, key.shape[3])
+            self._attended[layer] = key.new_empty(shape), value.new_empty(shape)
+        position = self.row * self.width + self.columns.start
+        keys, values = self._attended[layer]
+        keys[:, :, position], values[:, :, position] = key[:, :, 0], value[:, :, 0]
+        return keys[:, :, : position + 1], values[:, :, : position + 1]
+
+    def _image_rows(self, conv: CausalConv2d, x: Tensor) -> Tensor:
+        """The rows of a whole image that the kernel covers, padded."""
+        start = self.row - conv.above
+        rows = x[:, max(start, 0) : self.row + 1]
+        return F.pad(rows, (0, 0, conv.left, conv.right, max(-start, 0), 0))
+
+    def _feature_rows(self, conv: CausalConv2d, x: Tensor) -> Tensor:
+        """The same rows of a feature map, of which ``x`` holds the new positions."""
+        if conv not in self._windows:
+            shape = (len(x), conv.above + 1, self.width + conv.left + conv.right, x.shape[-1])
+            self._windows[conv] = x.new_zeros(shape)
+        window = self._windows[conv]
+        # Columns further right still hold the row above; they meet only weights masked to zero.
+        window[:, -1, conv.left + self.columns.start : conv.left + self.columns.stop] = x[:, 0]
+        return window
+
+
+class Conditioning(nn.Linear):
+    """A bias from context maps, each ``(B or 1, H or 1, W or 1, inputs)``: their projected sum.
+
+    Each map is projected at its own size before they are added: one vector for an image costs
+    one product, not one for each pixel.
+    """
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """The bias, ``(B or 1, H or 1, W or 1, outputs)``."""
+        return sum(F.linear(one, self.weight) for one in maps)
+
+
+class MaskedBlock(nn.Module):
+    """Residual block of a plain PixelCNN: h + W relu(conv(relu(h)) + context), of the shape of h.
+
+    After van den Oord et al. (2016), *Pixel Recurrent Neural Networks*, figure 5.
+    """
+
+    def __init__(self, channels: int, size: int, context: int):
+        super().__init__()
+        self.conv = square_conv("B", channels, channels, size)
+        self.context = Conditioning(context, channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, h: Tensor, maps: Sequence[Tensor], cache: Cache | None = None) -> Tensor:
+        inside = self.conv(h.relu(), cache) + self.context(maps)
+        return h + self.out(inside.relu())
+
+
+class GatedLayer(nn.Module):
+    """One layer of a Gated PixelCNN: a vertical stack v and a horizontal stack h.
+
+        a = conv_v(v),   v ← v + gate(a + context)
+        h ← h + W gate(conv_h(h) + U a + context)
+
+    v at row i has seen all rows above i, without a blind spot; h adds the pixels to the left.
+    van den Oord et al. (2016), *Conditional Image Generation with PixelCNN Decoders*, figure 2.
+    The residual connection of v is ours: without it the signal fades in deep vertical stacks. The
+    ``last`` layer leaves v as it is, since nothing reads it.
+    """
+
+    def __init__(self, channels: int, size: int, context: int, last: bool = False):
+        super().__init__()
+        self.vertical = vertical_conv("B", channels, 2 * channels, size)
+        self.horizontal = horizontal_conv("B", channels, 2 * channels, size)
+        self.link = nn.Linear(2 * channels, 2 * channels)
+        self.vertical_context = None if last else Conditioning(context, 2 * channels)
+        self.horizontal_context = Conditioning(context, 2 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def vertical_step(
+        self, v: Tensor, maps: Sequence[Tensor], cache: Cache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The next v, and what it adds to h, U a + context, ``(B, H, W, 2·channels)``."""
+        a = self.vertical(v, cache)
+        to_h = self.link(a) + self.horizontal_context(maps)
+        if self.vertical_context is not None:
+            v = v + gate(a + self.vertical_context(maps))
+        return v, to_h
+
+    def horizontal_step(self, h: Tensor, to_h: Tensor, cache: Cache | None = None) -> Tensor:
+        """The next h, ``(B, H, W, channels)``."""
+        return h + self.out(gate(self.horizontal(h, cache) + to_h))
+
+
+class GatedResidual(nn.Module):
+    """Gated residual block of a PixelSNAIL, with 2×2 kernels that look up and left.
+
+        h + value · sigmoid(gate),   (value, gate) = conv(elu(conv(elu(h)) + context)) + context
+
+    Chen et al. (2018), *PixelSNAIL*, figure 3, after Salimans et al. (2017).
+    """
+
+    def __init__(self, channels: int, context: int, dropout: float = 0.0):
+        super().__init__()
+        self.first = CausalConv2d(channels, channels, torch.ones(2, 2))
+        self.second = CausalConv2d(channels, 2 * channels, torch.ones(2, 2))
+        self.first_context = Conditioning(context, channels)
+        self.second_context = Conditioning(context, 2 * channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor, maps: Sequence[Tensor], cache: Cache | None = None) -> Tensor:
+        inside = self.first(F.elu(h), cache) + self.first_context(maps)
+        inside = self.second(self.dropout(F.elu(inside)), cache) + self.second_context(maps)
+        value, gate = inside.chunk(2, dim=-1)
+        return h + value * gate.sigmoid()
+
+
+def previous_pixel(x: Tensor, cache: Cache | None = None) -> Tensor:
+    """The image shifted by one pixel in raster order, zero at the first position.
+
+    ``(B, H, W, C)`` to the same shape; with a cache the new position only, ``(B, 1, 1, C)``.
+    """
+    if cache is not None:
+        position = cache.row * cache.width + cache.columns.start
+        if position == 0:
+            return torch.zeros_like(x[:, :1, :1])
+        row, column = divmod(position - 1, cache.width)
+        return x[:, row : row + 1, column : column + 1]
+    sequence = x.flatten(1, 2)  # (B, H·W, C)
+    return F.pad(sequence, (0, 0, 1, 0))[:, :-1].reshape(x.shape)
+
+
+class CausalAttention(nn.Module):
+    """Every position attends to all positions before it and to itself, in raster order.
+
+        h + W softmax(Q Kᵀ / √d + causal mask) V,   (Q, K, V) = U [elu(h), previous pixel]
+
+    Position i holds features h and pixel i − 1, so that i reads all pixels before it directly and
+    no other; features alone may not hold the last pixels of the row above yet. Chen et al. (2018),
+    *PixelSNAIL*, section 2.2, have the same by keys that contain pixel i and a mask that leaves
+    position i out. The ``heads`` share the channels.
+    """
+
+    def __init__(self, channels: int, image_channels: int, heads: int = 1):
+        super().__init__()
+        if not is_int(heads) or heads < 1 or channels % heads:
+            raise ValueError(f"expected heads that divide {channels} channels, got {heads}")
+        self.heads = int(heads)
+        self.inputs = nn.Linear(channels + image_channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, h: Tensor, previous: Tensor, cache: Cache | None = None) -> Tensor:
+        inputs = self.inputs(torch.cat([F.elu(h), previous], -1)).flatten(1, 2)
+        inputs = inputs.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = inputs  # each (B, heads, H·W, d)
+        if cache is not None:
+            key, value = cache.attend(self, key, value)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
+        return h + self.out(mixed.transpose(1, 2).reshape(h.shape))
+
+
+class CausalMixing(nn.Module):
+    """Row t gets a mixture of the vectors z_1 … z_t, and of no other.
+
+        c_t = Σ_{s ≤ t} m_{t,s} ⊙ (W z_s + b)        one weight m per channel
+
+    Shapes: ``(B, rows, inputs)`` to ``(B, rows, outputs)``.
+    """
+
+    def __init__(self, rows: int, inputs: int, outputs: int):
+        super().__init__()
+        self.inputs = nn.Linear(inputs, outputs)
+        own = torch.eye(rows).unsqueeze(-1)  # start with the row's own vector
+        self.mix = nn.Parameter(own + torch.randn(rows, rows, outputs) / math.sqrt(rows))
+        self.register_buffer("past", torch.ones(rows, rows).tril().unsqueeze(-1), persistent=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.einsum("tsk,bsk->btk", self.mix * self.past, self.inputs(z))

@@ -1,0 +1,439 @@
+"""Autoregressive models of images: scoring, drawing, and the PixelCNN family.
+
+    log p(x) = Σ_i log p(x_i | x_1 … x_{i−1})        pixels in raster order
+
+Scoring an image is one pass of the network ("teacher forcing"). Drawing one takes as many steps as
+there are pixels; with a cache each step computes the new pixel only.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from vaelib.distributions import checking
+from vaelib.networks import check_dtype, eval_mode, full_precision, latent_shape
+from vaelib.pixelcnn.layers import (
+    Cache,
+    CausalAttention,
+    CausalMixing,
+    Conditioning,
+    GatedLayer,
+    GatedResidual,
+    MaskedBlock,
+    horizontal_conv,
+    previous_pixel,
+    square_conv,
+    vertical_conv,
+)
+from vaelib.pixelcnn.likelihoods import LIKELIHOODS, check_size
+
+
+class AutoregressiveImage(Distribution):
+    """p(x) of a pixel model for given z and labels, event ``(C, H, W)``.
+
+    Models return it when they are called; it is not built by hand. It computes with the tensors
+    that were the model's parameters at that moment: those of ``torch.func.functional_call``, too.
+
+    Raises:
+        TypeError: a value of another dtype than the weights.
+        ValueError: a value with another event shape, or with pixels that are no levels.
+    """
+
+    arg_constraints = {}
+    support = constraints.independent(constraints.unit_interval, 3)
+
+    def __init__(self, model: "PixelModel", z=None, labels=None, batch_shape=(), weights=None):
+        self.model, self.z, self.labels = model, z, labels
+        self.weights = dict(model.named_parameters()) if weights is None else weights
+        event_shape = torch.Size(model.image_shape)
+        super().__init__(torch.Size(batch_shape), event_shape, validate_args=False)
+
+    def expand(self, batch_shape, _instance=None) -> "AutoregressiveImage":
+        """The same distribution with the batch shape ``batch_shape``."""
+        z, labels = self.z, self.labels
+        z = None if z is None else z.expand(*batch_shape, *self.model.latents)
+        labels = None if labels is None else labels.expand(batch_shape)
+        return AutoregressiveImage(self.model, z, labels, batch_shape, self.weights)
+
+    @property
+    def mean(self) -> Tensor:
+        """Not known: it would take all images."""
+        raise NotImplementedError("the mean of an autoregressive model is a sum over all images")
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Exact log probability of whole images, nats, ``(*batch,)``."""
+        return self.pixel_log_prob(value).sum((-2, -1))
+
+    def pixel_log_prob(self, value: Tensor) -> Tensor:
+        """log p(x_i | x_1 … x_{i−1}) of each pixel, nats, ``(*batch, H, W)``."""
+        self._check("value", value)
+        batch = torch.broadcast_shapes(value.shape[:-3], self.batch_shape)
+        x = value.expand(*batch, *self.event_shape).reshape(-1, *self.event_shape).movedim(1, -1)
+        each = self._run(lambda: self.model.pixel_log_prob(x, self._maps(batch)))
+        return each.unflatten(0, batch) if batch else each.squeeze(0)
+
+    @torch.no_grad()
+    def sample(
+        self, sample_shape=(), known=None, mask=None, cached: bool = True, generator=None
+    ) -> Tensor:
+        """Draw images pixel by pixel, ``(*sample_shape, *batch, C, H, W)``.
+
+        Args:
+            sample_shape: how many draws.
+            known: an image or images whose pixels are kept where ``mask`` is true. Each drawn
+                pixel depends on those before it only: this is a draw from p(x | known) if the
+                known pixels come first, as the upper half of an image does.
+            mask: booleans, broadcast against ``(*sample_shape, *batch, H, W)``.
+            cached: whether to compute only what each new pixel needs. ``False`` runs the whole
+                network for every pixel: the same images, much slower, for tests and lessons.
+            generator: a ``torch.Generator``, source of the uniform numbers.
+        """
+        batch = torch.Size(sample_shape) + self.batch_shape
+        canvas, given = self._canvas(known, mask, batch)
+        shape = (*canvas.shape[:3], self.model.pixels.uniforms)
+        device = canvas.device if generator is None else generator.device
+        uniforms = torch.rand(shape, generator=generator, dtype=canvas.dtype, device=device)
+        uniforms = uniforms.to(canvas.device)
+        draw = self.model.draw_cached if cached else self.model.draw_naively
+        with eval_mode(self.model):  # with dropout the two samplers would be different networks
+            x = self._run(lambda: draw(canvas, given, uniforms, self._maps(batch)))
+        return x.movedim(-1, 1).reshape(batch + self.event_shape)
+
+    def _run(self, function: Callable[[], Tensor]) -> Tensor:
+        """``function()`` with the weights that the model had when this was made."""
+        now = dict(self.model.named_parameters())
+        if all(now.get(name) is weight for name, weight in self.weights.items()):
+            return function()
+        weights = {f"0.{name}": weight for name, weight in self.weights.items()}
+        return functional_call(_Holder([self.model]), weights, (function,))
+
+    def _maps(self, batch: Sequence[int]) -> list[Tensor]:
+        """Context of the batch, flattened."""
+        wide = self.expand(batch)
+        z = None if wide.z is None else wide.z.reshape(-1, *self.model.latents)
+        return self.model.context(z, None if wide.labels is None else wide.labels.reshape(-1))
+
+    def _canvas(self, known: Tensor | None, mask: Tensor | None, batch) -> tuple[Tensor, Tensor]:
+        """Images to start from ``(N, H, W, C)``, and what to keep of them, ``(N, H, W, 1)``."""
+        if (known is None) != (mask is None):
+            raise ValueError("expected both known and mask, or neither")
+        like, size = next(iter(self.weights.values())), self.event_shape[1:]
+        if known is None:
+            known, mask = like.new_zeros(self.event_shape), like.new_zeros(size, dtype=torch.bool)
+        if mask.dtype != torch.bool or mask.shape[-2:] != size:
+            wanted, got = f"(*batch, {size[0]}, {size[1]})", f"{mask.dtype} {tuple(mask.shape)}"
+            raise ValueError(f"expected a boolean mask of shape {wanted}, got {got}")
+        _batch_shape("known", known, self.event_shape)
+        mask, known = mask.expand(batch + size), known.expand(batch + self.event_shape)
+        known = torch.where(mask.unsqueeze(-3), known, 0)  # the rest may hold anything
+        self._check("known", known)
+        canvas = known.reshape(-1, *self.event_shape).movedim(1, -1).to(like)
+        return canvas.contiguous(), mask.reshape(-1, *size, 1).to(like.device)
+
+    def _check(self, name: str, value: Tensor) -> None:
+        _batch_shape(name, value, self.event_shape)
+        check_dtype(value, next(iter(self.weights.values())))
+        if checking():
+            self.model.pixels.check(value)
+
+
+class _Holder(nn.ModuleList):
+    """Calls any function for ``functional_call``, which calls modules only."""
+
+    def forward(self, function: Callable[[], Tensor]) -> Tensor:
+        return function()
+
+
+class Context(nn.Module):
+    """What a pixel model is given besides the pixels before, as maps to project into each layer.
+
+    A learned map over positions, a vector for the class, and a projection of z. With one vector z
+    per row, row t gets a mixture of z_1 … z_t. Maps are ``(B or 1, H or 1, W or 1, size)``.
+    """
+
+    def __init__(self, size: int, image_shape, latents, classes, inject: str, position: bool):
+        super().__init__()
+        if inject not in ("bias", "map"):
+            raise ValueError(f"expected inject 'bias' or 'map', got {inject!r}")
+        _, height, width = image_shape
+        rows, across = len(latents) == 2, width if inject == "map" else 1
+        if rows and latents[0] != height:
+            raise ValueError(f"expected one vector for each of {height} rows, got {latents[0]}")
+        if position:
+            self.position = nn.Parameter(torch.zeros(1, height, width, size))
+        else:
+            self.register_buffer("position", torch.zeros(1, 1, 1, size), persistent=False)
+        self.label = nn.Embedding(classes, size) if classes is not None else None
+        self.map_shape = (height if rows or inject == "map" else 1, across, size)
+        if rows:
+            spread = nn.Linear(size, across * size) if inject == "map" else nn.Identity()
+            self.latent = nn.Sequential(CausalMixing(height, latents[1], size), spread)
+        elif latents:
+            self.latent = nn.Linear(latents[0], math.prod(self.map_shape))
+
+    def forward(self, z: Tensor | None, labels: Tensor | None) -> list[Tensor]:
+        """The maps; z ``(B, *latents)``, labels ``(B,)``."""
+        maps = [self.position]
+        if labels is not None:
+            maps.append(self.label(labels)[:, None, None])
+        if z is not None:
+            maps.append(self.latent(z).reshape(len(z), *self.map_shape))
+        return maps
+
+
+class PixelModel(nn.Module):
+    """What all pixel models share: conditions, scoring, drawing.
+
+    A model supplies ``features(x, above, maps, cache)``, from which each pixel is drawn, and
+    :meth:`above`. Both run on whole images or, with a cache, on the new positions.
+
+    Args:
+        latents: sizes of z: ``None`` without, d for one vector, which all pixels use, ``(H, d)``
+            for one vector per row of the image, of which row t uses z_1 … z_t.
+        image_shape: shape of one image, (C, H, W).
+        channels: feature maps of each layer.
+        classes: number of classes, for a model that is called with labels.
+        likelihood: "bernoulli" for x in {0, 1}, "categorical" or "logistic_mixture" for grey
+            levels x = k / (levels − 1).
+        levels: number of levels of the latter two.
+        mixtures: components of the logistic mixture.
+        inject: how z enters every layer: "bias", the same for all pixels that may use it, "map",
+            with a bias for each position.
+        position: whether there is a learned bias for each position.
+        context: size of the maps that carry the conditions to the layers.
+
+    Raises:
+        TypeError: z of another dtype than the weights.
+        ValueError: settings out of range, z or labels that do not fit them.
+    """
+
+    def __init__(
+        self,
+        latents: int | Sequence[int] | None = None,
+        image_shape: Sequence[int] = (1, 28, 28),
+        channels: int = 32,
+        *,
+        classes: int | None = None,
+        likelihood: str = "bernoulli",
+        levels: int = 256,
+        mixtures: int = 10,
+        inject: str = "bias",
+        position: bool = True,
+        context: int = 32,
+    ):
+        super().__init__()
+        if len(image_shape) != 3:
+            raise ValueError(f"expected image_shape (C, H, W), got {tuple(image_shape)}")
+        self.image_shape = tuple(check_size("image_shape", size) for size in image_shape)
+        self.latents = () if latents is None else latent_shape(latents)
+        self.classes = None if classes is None else check_size("classes", classes)
+        self.channels = check_size("channels", channels)
+        self.context_size = context = check_size("context", context)
+        conditions = self.image_shape, self.latents, self.classes
+        self.context = Context(context, *conditions, inject, position)
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"expected likelihood in {sorted(LIKELIHOODS)}, got {likelihood!r}")
+        likelihood = LIKELIHOODS[likelihood]
+        self.pixels = likelihood(self.channels, self.image_shape[0], levels, mixtures)
+        self.last = nn.Linear(self.channels, self.channels)
+        self.last_context = Conditioning(context, self.channels)
+
+    def forward(self, z: Tensor | None = None, labels: Tensor | None = None) -> AutoregressiveImage:
+        """p(x), p(x|z ``(*batch, *latents)``), p(x|labels ``(*batch,)``) or p(x|z, labels)."""
+        of_z = _batch_shape("z", z, self.latents or None)
+        of_labels = _batch_shape("labels", labels, None if self.classes is None else ())
+        batches = [batch for batch in (of_z, of_labels) if batch is not None]
+        if len(set(batches)) > 1:
+            raise ValueError(f"expected z and labels of one batch shape, got {batches}")
+        if z is not None:
+            check_dtype(z, self.last.weight)
+            if checking() and not z.isfinite().all():
+                raise ValueError("expected finite z, got nan or infinity among its values")
+        if labels is not None:
+            if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+                raise ValueError(f"expected integer labels, got {labels.dtype}")
+            if checking() and not ((labels >= 0) & (labels < self.classes)).all():
+                low, high = labels.min().item(), labels.max().item()
+                raise ValueError(f"expected labels 0 … {self.classes - 1}, got {low} … {high}")
+        return AutoregressiveImage(self, z, labels, batches[0] if batches else ())
+
+    def above(self, x: Tensor, maps: Sequence[Tensor], cache: Cache | None = None) -> list[Tensor]:
+        """What rows above say, one map ``(B, H, W, …)`` for each layer that takes one."""
+        return []
+
+    def pixel_log_prob(self, x: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        """Nats of each pixel ``(B, H, W)`` of images ``(B, H, W, C)``."""
+        return full_precision(self.pixels.log_prob, self._all_features(x, maps), x)
+
+    def draw_naively(
+        self, x: Tensor, given: Tensor, uniforms: Tensor, maps, pixels: int | None = None
+    ) -> Tensor:
+        """Run the whole network for every pixel; for the first ``pixels`` only, to time it."""
+        height, width = x.shape[1:3]
+        for position in range(height * width if pixels is None else pixels):
+            i, j = divmod(position, width)
+            drawn = self.pixels.draw(self._all_features(x, maps)[:, i, j], uniforms[:, i, j])
+            x[:, i, j] = torch.where(given[:, i, j], x[:, i, j], drawn)
+        return x
+
+    def draw_cached(self, x: Tensor, given: Tensor, uniforms: Tensor, maps) -> Tensor:
+        """For every row, once, what its pixels take from above; for every pixel only itself."""
+        height, width = x.shape[1:3]
+        cache, inputs = Cache(height, width), _centred(x)
+        for i in range(height):
+            cache.move(i, 0, width)
+            row_maps = [sum(cache.crop(one) for one in maps)]
+            above = self.above(inputs, row_maps, cache)
+            for j in range(width):
+                cache.move(i, j, j + 1)
+                here = [cache.crop(one) for one in row_maps]
+                h = self.features(inputs, [cache.crop(one) for one in above], here, cache)
+                drawn = self.pixels.draw(self._finish(h, here)[:, 0, 0], uniforms[:, i, j])
+                x[:, i, j] = torch.where(given[:, i, j], x[:, i, j], drawn)
+                inputs[:, i, j] = _centred(x[:, i, j])
+        return x
+
+    def _all_features(self, x: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        inputs = _centred(x)
+        return self._finish(self.features(inputs, self.above(inputs, maps), maps), maps)
+
+    def _finish(self, h: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        return F.elu(self.last(F.elu(h)) + self.last_context(maps))
+
+
+def _centred(x: Tensor) -> Tensor:
+    """[0, 1] to [−1, 1], so that the padding's zero is neither black nor white."""
+    return 2 * x - 1
+
+
+def _batch_shape(name: str, x: Tensor | None, event: Sequence[int] | None) -> torch.Size | None:
+    """What precedes the event in the shape of ``x``; event ``None`` stands for no x at all."""
+    got = "none" if x is None else tuple(x.shape)
+    if event is None and x is not None:
+        raise ValueError(f"expected no {name}, got {got}")
+    if event is None:
+        return None
+    batch = -1 if x is None else x.dim() - len(event)
+    if batch < 0 or got[batch:] != tuple(event):
+        raise ValueError(f"expected {name} of shape (*batch, *{tuple(event)}), got {got}")
+    return x.shape[:batch]
+
+
+class PixelCNN(PixelModel):
+    """Masked convolutions in residual blocks; simple, with a blind spot.
+
+    Pixels to the upper right, outside the cone of the masks, are never seen, however many layers
+    there are. van den Oord, Kalchbrenner & Kavukcuoglu (2016), *Pixel Recurrent Neural Networks*.
+
+    Args:
+        layers: residual blocks after the first convolution.
+        kernel, first_kernel: sizes of the masked kernels, odd.
+        sizes, settings: latents, image_shape, channels and more, see :class:`PixelModel`.
+
+    >>> PixelCNN(image_shape=(1, 28, 28))().sample((4,)).shape
+    torch.Size([4, 1, 28, 28])
+    """
+
+    def __init__(self, *sizes, layers: int = 4, kernel: int = 5, first_kernel: int = 7, **settings):
+        super().__init__(*sizes, **settings)
+        inputs, channels = self.image_shape[0], self.channels
+        self.first = square_conv("A", inputs, channels, first_kernel)
+        layers = range(check_size("layers", layers))
+        self.blocks = nn.ModuleList(
+            MaskedBlock(channels, kernel, self.context_size) for _ in layers
+        )
+
+    def features(self, x, above, maps, cache=None) -> Tensor:
+        h = self.first(x, cache)
+        for block in self.blocks:
+            h = block(h, maps, cache)
+        return h
+
+
+class GatedPixelCNN(PixelModel):
+    """Gated convolutions in a vertical and a horizontal stack, without a blind spot.
+
+    van den Oord et al. (2016), *Conditional Image Generation with PixelCNN Decoders*.
+
+    Args:
+        layers: gated layers after the first convolutions.
+        kernel, first_kernel: sizes of the kernels, odd.
+        sizes, settings: latents, image_shape, channels and more, see :class:`PixelModel`.
+
+    >>> decoder = GatedPixelCNN(latents=16, image_shape=(1, 28, 28))
+    >>> decoder(torch.randn(8, 16)).log_prob(torch.ones(8, 1, 28, 28)).shape
+    torch.Size([8])
+    """
+
+    def __init__(self, *sizes, layers: int = 4, kernel: int = 5, first_kernel: int = 7, **settings):
+        super().__init__(*sizes, **settings)
+        inputs, channels = self.image_shape[0], self.channels
+        self.first_vertical = vertical_conv("A", inputs, channels, first_kernel)
+        self.first_horizontal = horizontal_conv("A", inputs, channels, first_kernel)
+        self.layers = nn.ModuleList(
+            GatedLayer(channels, kernel, self.context_size, last=i == layers - 1)
+            for i in range(check_size("layers", layers))
+        )
+
+    def above(self, x, maps, cache=None) -> list[Tensor]:
+        """The vertical stack: what it adds to each horizontal layer."""
+        v, above = self.first_vertical(x, cache), []
+        for layer in self.layers:
+            v, to_h = layer.vertical_step(v, maps, cache)
+            above.append(to_h)
+        return above
+
+    def features(self, x, above, maps, cache=None) -> Tensor:
+        """The horizontal stack."""
+        h = self.first_horizontal(x, cache)
+        for layer, to_h in zip(self.layers, above, strict=True):
+            h = layer.horizontal_step(h, to_h, cache)
+        return h
+
+
+class PixelSNAIL(PixelModel):
+    """Gated residual blocks, and attention to all pixels before.
+
+    Chen, Mishra, Rohaninejad & Abbeel (2018), *PixelSNAIL* (arXiv 1712.09763).
+
+    Args:
+        blocks: how many times residual blocks are followed by attention.
+        residuals: gated residual blocks before each attention.
+        heads: of the attention; divides ``channels``.
+        dropout: probability, inside the residual blocks; drawing images switches it off.
+        sizes, settings: latents, image_shape, channels and more, see :class:`PixelModel`.
+
+    >>> prior = PixelSNAIL(latents=(32, 8), image_shape=(3, 32, 32), likelihood="logistic_mixture")
+    >>> prior(torch.randn(2, 32, 8)).log_prob(torch.ones(2, 3, 32, 32)).shape
+    torch.Size([2])
+    """
+
+    def __init__(self, *sizes, blocks=2, residuals=2, heads=1, dropout=0.0, **settings):
+        super().__init__(*sizes, **settings)
+        inputs, channels, context = self.image_shape[0], self.channels, self.context_size
+        blocks, residuals = check_size("blocks", blocks), check_size("residuals", residuals)
+        self.first_vertical = vertical_conv("A", inputs, channels, 3)
+        self.first_horizontal = horizontal_conv("A", inputs, channels, 3)
+        self.residuals = nn.ModuleList(
+            nn.ModuleList(GatedResidual(channels, context, dropout) for _ in range(residuals))
+            for _ in range(blocks)
+        )
+        attentions = (CausalAttention(channels, inputs, heads) for _ in range(blocks))
+        self.attentions = nn.ModuleList(attentions)
+
+    def above(self, x, maps, cache=None) -> list[Tensor]:
+        """The first convolution's view of the row above."""
+        return [self.first_vertical(x, cache)]
+
+    def features(self, x, above, maps, cache=None) -> Tensor:
+        h, previous = above[0] + self.first_horizontal(x, cache), previous_pixel(x, cache)
+        for residuals, attention in zip(self.residuals, self.attentions, strict=True):
+            for residual in residuals:
+                h = residual(h, maps, cache)
+            h = attention(h, previous, cache)
+        return h

@@ -1,0 +1,1 @@
+"""Learning algorithms, their objectives, and the loop around them."""
