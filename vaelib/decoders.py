@@ -10,7 +10,14 @@ from torch.distributions import Distribution, kl_divergence
 from torch.func import functional_call
 
 from vaelib.distributions import DiagNormal, PixelBernoulli
-from vaelib.networks import MLP, flatten_events, latent_shape, to_float32
+from vaelib.networks import (
+    MLP,
+    check_dtype,
+    flatten_events,
+    halved_sizes,
+    latent_shape,
+    to_float32,
+)
 
 
 class BernoulliMLP(nn.Module):
@@ -22,11 +29,10 @@ class BernoulliMLP(nn.Module):
 
     Args:
         latents: number of latent variables; ``(rows, d)`` for one vector per row.
-        image_shape: shape of one image, (channels, height, width).
-        hidden: units of the hidden layer(s).
+        image_shape: shape of one image, (C, H, W), or of a vector, (D,).
+        hidden, activation: of the :class:`vaelib.networks.MLP`.
 
-    Shapes: ``(*batch, *latents)`` to a :class:`PixelBernoulli` with batch ``batch`` and event
-    ``image_shape``.
+    Shapes: ``(*batch, *latents)`` to batch ``batch`` and event ``image_shape``.
     """
 
     def __init__(
@@ -34,11 +40,11 @@ class BernoulliMLP(nn.Module):
         latents: int | Sequence[int],
         image_shape: Sequence[int] = (1, 28, 28),
         hidden: int | Sequence[int] = 500,
+        activation: type[nn.Module] = nn.Tanh,
     ):
         super().__init__()
-        self.latents = latent_shape(latents)
-        self.image_shape = tuple(image_shape)
-        self.network = MLP(prod(self.latents), hidden, prod(self.image_shape))
+        self.latents, self.image_shape = latent_shape(latents), tuple(image_shape)
+        self.network = MLP(prod(self.latents), hidden, prod(self.image_shape), activation)
 
     def forward(self, z: Tensor) -> PixelBernoulli:
         """The likelihood p(x|z) for each z."""
@@ -57,13 +63,11 @@ class GaussianMLP(nn.Module):
     changes. It also makes the bound in nats finite and comparable between runs.
 
     Args:
-        latents: number of latent variables; ``(rows, d)`` for one vector per row.
-        image_shape: shape of one image, (channels, height, width).
-        hidden: units of the hidden layer(s).
-        min_scale: the smallest standard deviation of a pixel, σ_min ≥ 0.
+        latents, image_shape, hidden, activation: as in :class:`BernoulliMLP`.
+        min_scale: the smallest standard deviation of a pixel, σ_min in [0, 1).
+        bounded: ``False`` takes m itself as the mean, for standardised vectors.
 
-    Shapes: ``(*batch, *latents)`` to a :class:`DiagNormal` with batch ``batch`` and event
-    ``image_shape``.
+    Shapes: ``(*batch, *latents)`` to batch ``batch`` and event ``image_shape``.
     """
 
     def __init__(
@@ -72,23 +76,82 @@ class GaussianMLP(nn.Module):
         image_shape: Sequence[int] = (1, 28, 20),
         hidden: int | Sequence[int] = 200,
         min_scale: float = 0.01,
+        activation: type[nn.Module] = nn.Tanh,
+        bounded: bool = True,
     ):
         super().__init__()
-        if not 0 <= min_scale < 1:
-            raise ValueError(f"expected min_scale in [0, 1), got {min_scale}")
-        self.latents = latent_shape(latents)
-        self.image_shape = tuple(image_shape)
-        self.min_scale = min_scale
-        self.network = MLP(prod(self.latents), hidden, 2 * prod(self.image_shape))
+        self.latents, self.image_shape = latent_shape(latents), tuple(image_shape)
+        self.min_scale, self.bounded = _check_min_scale(min_scale), bounded
+        self.network = MLP(prod(self.latents), hidden, 2 * prod(self.image_shape), activation)
 
     def forward(self, z: Tensor) -> DiagNormal:
         """The likelihood p(x|z) for each z."""
-        outputs = to_float32(self.network(flatten_events(z, self.latents, "z")))
-        mean, log_variance = outputs.unflatten(-1, (2, *self.image_shape)).unbind(
-            -1 - len(self.image_shape)
-        )  # each (*batch, *image_shape)
-        scale = (self.min_scale**2 + log_variance.exp()).sqrt()
-        return DiagNormal(mean.sigmoid(), scale, len(self.image_shape))
+        outputs = self.network(flatten_events(z, self.latents, "z"))
+        return _gaussian(outputs.unflatten(-1, (2, *self.image_shape)), self)
+
+
+class ConvDecoder(nn.Module):
+    """Independent pixels from a convolutional network: each layer doubles the side of the map.
+
+    Args:
+        latents: number of latent variables; ``(rows, d)`` for one vector per row.
+        image_shape: shape of one image, (C, H, W), of any size.
+        channels: of the maps, from the largest to the smallest, as in
+            :class:`vaelib.encoders.ConvEncoder`.
+        likelihood: "bernoulli" or "gaussian", as in the two MLP decoders.
+        min_scale, bounded, activation: see there.
+
+    Shapes: ``(*batch, *latents)`` to batch ``batch`` and event ``image_shape``.
+    """
+
+    def __init__(
+        self,
+        latents: int | Sequence[int],
+        image_shape: Sequence[int] = (1, 28, 28),
+        channels: Sequence[int] = (32, 64),
+        likelihood: str = "bernoulli",
+        min_scale: float = 0.01,
+        activation: type[nn.Module] = nn.ReLU,
+        bounded: bool = True,
+    ):
+        super().__init__()
+        if likelihood not in ("bernoulli", "gaussian"):
+            raise ValueError(f"expected likelihood 'bernoulli' or 'gaussian', got {likelihood!r}")
+        self.latents, self.image_shape = latent_shape(latents), tuple(image_shape)
+        self.min_scale, self.bounded = _check_min_scale(min_scale), bounded
+        self.likelihood, outputs = likelihood, 1 if likelihood == "bernoulli" else 2
+        *larger, smallest = halved_sizes(self.image_shape, len(channels))
+        sizes = [outputs * self.image_shape[0], *channels]
+        self.smallest = (sizes[-1], *smallest)
+        layers: list[nn.Module] = [nn.Linear(prod(self.latents), prod(self.smallest))]
+        layers.append(nn.Unflatten(-1, self.smallest))
+        for below, above, size in zip(sizes[::-1], sizes[-2::-1], larger[::-1], strict=False):
+            layers += [activation(), nn.Upsample(size), nn.Conv2d(below, above, 3, padding=1)]
+        self.network = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> PixelBernoulli | DiagNormal:
+        """The likelihood p(x|z) for each z."""
+        codes = flatten_events(z, self.latents, "z")  # (*batch, numel)
+        check_dtype(codes, self.network[0].weight)
+        maps = self.network(codes.reshape(-1, codes.shape[-1]))  # (B, outputs·C, H, W)
+        maps = maps.reshape(*codes.shape[:-1], -1, *self.image_shape)
+        if self.likelihood == "gaussian":
+            return _gaussian(maps, self)
+        return PixelBernoulli(maps.squeeze(-4))
+
+
+def _gaussian(outputs: Tensor, decoder: GaussianMLP | ConvDecoder) -> DiagNormal:
+    """Means and log variances ``(*batch, 2, *image_shape)`` to p(x|z)."""
+    dims = len(decoder.image_shape)
+    mean, log_variance = to_float32(outputs).unbind(-1 - dims)
+    scale = (decoder.min_scale**2 + log_variance.exp()).sqrt()
+    return DiagNormal(mean.sigmoid() if decoder.bounded else mean, scale, dims)
+
+
+def _check_min_scale(min_scale: float) -> float:
+    if not 0 <= min_scale < 1:
+        raise ValueError(f"expected min_scale in [0, 1), got {min_scale}")
+    return min_scale
 
 
 class VariationalWeights(nn.Module):

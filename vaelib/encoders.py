@@ -1,6 +1,7 @@
 """Encoders: modules that map images to the approximate posterior q(z|x)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaelib.distributions import DiagNormal
-from vaelib.networks import MLP, check_dtype, flatten_events, gate
+from vaelib.networks import MLP, check_dtype, flatten_events, gate, halved_sizes
 from vaelib.posteriors import GaussianPosterior, Posterior
 
 
@@ -21,13 +22,13 @@ class MLPEncoder(nn.Module):
 
     Args:
         latents: number of latent variables; ``(rows, d)`` for one vector per row.
-        image_shape: shape of one image, (channels, height, width).
+        image_shape: shape of one image, (C, H, W), or of a vector, (D,).
         hidden: units of the hidden layer(s); 500 for MNIST and 200 for Frey Face in the paper.
-        posterior: the family of q(z|x), which reads the MLP's outputs; any diagonal Gaussian,
-            :class:`GaussianPosterior`, by default.
+        posterior: the family of q(z|x), which reads the network's outputs; any diagonal Gaussian,
+            :class:`vaelib.posteriors.GaussianPosterior`, by default.
+        activation: of the :class:`vaelib.networks.MLP`.
 
-    Shapes: ``(*batch, *image_shape)`` to a :class:`DiagNormal` with batch ``batch`` and event
-    ``(latents,)`` or ``(rows, d)``.
+    Shapes: ``(*batch, *image_shape)`` to batch ``batch`` and event ``(latents,)`` or ``(rows, d)``.
 
     Raises:
         ValueError: if the images do not have ``image_shape``, or the posterior not ``latents``.
@@ -39,17 +40,54 @@ class MLPEncoder(nn.Module):
         image_shape: Sequence[int] = (1, 28, 28),
         hidden: int | Sequence[int] = 500,
         posterior: Posterior | None = None,
+        activation: type[nn.Module] = nn.Tanh,
     ):
         super().__init__()
-        self.image_shape = tuple(image_shape)
-        self.posterior = _head(posterior, latents)
-        self.network = MLP(prod(self.image_shape), hidden, prod(self.posterior.raw_shape))
+        self.image_shape, self.posterior = tuple(image_shape), _head(posterior, latents)
+        outputs = prod(self.posterior.raw_shape)
+        self.network = MLP(prod(self.image_shape), hidden, outputs, activation)
 
     def forward(self, x: Tensor) -> DiagNormal:
         """The posterior q(z|x) of each image."""
-        pixels = flatten_events(x, self.image_shape)  # (*batch, pixels)
-        raw, shape = self.network(pixels), self.posterior.raw_shape
+        raw = self.network(flatten_events(x, self.image_shape))  # (*batch, raw)
+        shape = self.posterior.raw_shape
         return self.posterior(raw if len(shape) == 1 else raw.unflatten(-1, shape))
+
+
+class ConvEncoder(nn.Module):
+    """Gaussian recognition model on strided convolutions: each halves the side of the map.
+
+    Args:
+        latents, posterior: as in :class:`MLPEncoder`.
+        image_shape: shape of one image, (C, H, W), of any size.
+        channels: of the maps, one 3×3 convolution with stride 2 each.
+        activation: class of the non-linearity.
+
+    Shapes: ``(*batch, C, H, W)`` to batch ``batch`` and event ``(latents,)`` or ``(rows, d)``.
+    """
+
+    def __init__(
+        self,
+        latents: int | Sequence[int],
+        image_shape: Sequence[int] = (1, 28, 28),
+        channels: Sequence[int] = (32, 64),
+        posterior: Posterior | None = None,
+        activation: type[nn.Module] = nn.ReLU,
+    ):
+        super().__init__()
+        self.image_shape, self.posterior = tuple(image_shape), _head(posterior, latents)
+        smallest, layers = halved_sizes(self.image_shape, len(channels))[-1], []
+        for below, above in pairwise([self.image_shape[0], *channels]):
+            layers += [nn.Conv2d(below, above, 3, stride=2, padding=1), activation()]
+        raw = nn.Linear(channels[-1] * prod(smallest), prod(self.posterior.raw_shape))
+        self.network = nn.Sequential(*layers, nn.Flatten(), raw)
+
+    def forward(self, x: Tensor) -> DiagNormal:
+        """The posterior q(z|x) of each image."""
+        check_dtype(x, self.network[0].weight)
+        batch = flatten_events(x, self.image_shape).shape[:-1]
+        raw = self.network(x.reshape(-1, *self.image_shape))
+        return self.posterior(raw.reshape(*batch, *self.posterior.raw_shape))
 
 
 class AntiCausalEncoder(nn.Module):

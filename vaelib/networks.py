@@ -93,6 +93,16 @@ def flatten_events(x: Tensor, event_shape: Sequence[int], name: str = "x") -> Te
     return x.flatten(batch) if event_shape else x
 
 
+def halved_sizes(image_shape: Sequence[int], times: int) -> list[tuple[int, int]]:
+    """(H, W) of an image (C, H, W) and of ``times`` maps, each half as large, rounded up."""
+    if len(image_shape) != 3 or times < 1:
+        raise ValueError(f"expected image_shape (C, H, W) and a layer, got {tuple(image_shape)}")
+    sizes = [tuple(image_shape[1:])]
+    for _ in range(times):
+        sizes.append(tuple(-(-side // 2) for side in sizes[-1]))
+    return sizes
+
+
 def check_dtype(x: Tensor, weight: Tensor) -> None:
     """Raise ``TypeError`` unless ``x`` has the dtype of the weights; autocast takes any float."""
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):

@@ -721,27 +721,26 @@ plt.show()
 # The models above are small because a classroom has half a minute. At full size everything else is the same: the same recipes, the same loop, the same checks. In a shell, from the project's folder:
 #
 # ```sh
-# python -m vaelib.train cifar10-delta-vae --checkpoint run.pt --result run.json
+# python -m vaelib.experiments cifar10-delta-vae --result run.json
 # ```
 #
-# trains the model of one row, on the GPU if there is one, and leaves a JSON file of your own, `run.json`. It says first how many parameters there are, on which device it runs, how long it will take, and the published number it will be compared with. Stopped by Ctrl-C or by a power cut, the same command goes on from `run.pt`. `python -m vaelib.train --help` lists the rows. Each field of a recipe can be given another value:
+# trains the model of one row, on the GPU if there is one, and leaves a JSON file of your own, `run.json`. It says first how many parameters there are, on which device it runs, how long it will take, and the published number it will be compared with; at the end, where it keeps the model and how to load it. Stopped by Ctrl-C or by a power cut, the same command goes on from its last whole epoch. `python -m vaelib.experiments list` shows the rows and the computation that each needs. Each field of a recipe can be given another value, and `--help` describes them all:
 #
 # ```sh
-# python -m vaelib.train cifar10-delta-vae --data cifar10-full      # all 50,000 images
-# python -m vaelib.train cifar10-delta-vae --channels 128 --epochs 20
-# python -m vaelib.train cifar10-delta-vae --accumulate 4 --compile # a smaller GPU; faster kernels
+# python -m vaelib.experiments cifar10-delta-vae --data cifar10-full      # all 50,000 images
+# python -m vaelib.experiments cifar10-delta-vae --channels 128 --epochs 20 --compile
 # ```
 #
-# `--accumulate 4` cuts each batch into four pieces, one after the other in memory, for the same update. On a GPU networks run in bf16 (half precision) by default, while weights and log probabilities stay in single, because a sum of 3,072 logarithms needs it; `--precision 32` switches the half precision off.
+# On a GPU networks run in bf16 (half precision) by default, while weights, images and log probabilities stay in single, because a sum of 3,072 logarithms needs it; `--precision 32` switches the half precision off.
 #
 # ```sh
-# torchrun --nproc-per-node 8 -m vaelib.train imagenet32-delta-vae --checkpoint run.pt
+# torchrun --nproc-per-node 8 -m vaelib.experiments imagenet32-delta-vae
 # ```
 #
-# is the same run on eight GPUs. `torchrun` starts eight processes; each takes an eighth of every batch, and gradients are added up before the update. The result is that of one GPU with the same batch, up to rounding. For several machines give `torchrun` also `--nnodes` and where to meet (`--rdzv-endpoint`). ImageNet 32×32 needs its official files in `VAELIB_DATA`.
+# is the same run on eight GPUs. `torchrun` starts eight processes; each takes an eighth of every batch, with noise of its own, and PyTorch averages the gradients before the update. For several machines give `torchrun` also `--nnodes` and where to meet (`--rdzv-endpoint`). ImageNet 32×32 needs its official files in `VAELIB_DATA`.
 #
 # ```sh
-# VAELIB_SCALE=paper python -m vaelib.paper run cifar10-delta-vae
+# python -m vaelib.experiments cifar10-delta-vae --result figures/paper/cifar10-delta-vae.json
 # VAELIB_SCALE=paper make paper     # every row that is still missing, one after the other: hours to days
 # make paper-table                  # the table of section 8, written to figures/paper/README.md
 # ```

@@ -147,8 +147,12 @@ def _facts(name: str, recipe: Recipe, options: Options, images: Images) -> dict:
     priors = [prior_name(recipe), *(["auxiliary prior"] if recipe.auxiliary_epochs else [])]
     row = RECIPES.get(name, recipe)  # a target is for the data of its row
     own = (recipe.data.removesuffix("-full"), recipe.image_shape) == (row.data, row.image_shape)
-    own = own and facts["scale"] != "tiny"
-    facts["targets"] = {prior: tables.target(name, prior) if own else None for prior in priors}
+    found = {prior: tables.target(name, prior) for prior in priors}
+    facts["targets"] = {
+        prior: "{value} {unit}, {model} ({source})".format(**one)
+        for prior, one in found.items()
+        if one and own and facts["scale"] != "tiny"
+    }
     return facts | {"numbers": {}}
 
 
@@ -165,13 +169,8 @@ def _add(result: dict, prior: str, history: History) -> str:
     result["seconds"] += row["seconds"]
     ours = f"{nats['negative_bound']:.2f} nats, {bits['negative_bound']:.3f} bits/dim"
     rate = f"rate {nats['rate']:.2f} nats, {bits['rate']:.3f} bits/dim"
-    return f"{result['name']}, {prior}: {ours} ({rate})" + _target(result, prior, "; ")
-
-
-def _target(result: dict, prior: str, before: str) -> str:
-    compared = result["targets"].get(prior)
-    text = "{before}target {value} {unit}, {model} ({source})"
-    return text.format(before=before, **compared) if compared else ""
+    target = f"; target {result['targets'][prior]}" if prior in result["targets"] else ""
+    return f"{result['name']}, {prior}: {ours} ({rate}){target}"
 
 
 def _headline(result: dict) -> str:
@@ -180,7 +179,7 @@ def _headline(result: dict) -> str:
         f"{result['name']}: {result['label']}, {result['parameters']:,} parameters\n"
         f"  {data['train']:,} training and {data['test']:,} test images, {data['source']}\n"
         f"  {result['processes']} × {result['hardware']}, {result['options']['precision']}"
-        + "".join(_target(result, prior, f"\n  {prior}: ") for prior in result["targets"])
+        + "".join(f"\n  target {text}, {prior}" for prior, text in result["targets"].items())
         + (f"\n  changed: {changed}" if changed else "")
     )
 

@@ -129,9 +129,9 @@ class Recipe:
     layers: int = 3  # of the pixel model; of a PixelSNAIL residual blocks before each attention
     kernel: int = 5  # of the pixel model; a PixelSNAIL has none to choose
     first_kernel: int = 5  # of the pixel model's first layer
-    blocks: int = 1  # of a PixelSNAIL
-    heads: int = 1  # of a PixelSNAIL's attention
-    dropout: float = 0.0  # of a PixelSNAIL
+    blocks: int = 1  # of a PixelSNAIL, each of residual blocks and one attention
+    heads: int = 1  # of the attention in a PixelSNAIL
+    dropout: float = 0.0  # probability in the residual blocks of a PixelSNAIL
     inject: Literal["bias", "map"] = "bias"  # how z enters a pixel model
     position: bool = True  # whether a pixel model has a learned bias for each position
     context: int = 16  # size of the maps that carry z and the position to the layers

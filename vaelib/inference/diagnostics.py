@@ -87,9 +87,9 @@ def collapse_report(
 ) -> CollapseReport:
     """Measure what the latents of ``vae`` do on images ``x``.
 
-    Works for any three slots: z a vector or one vector per row, any decoder, and posteriors without
-    a closed form of the KL (a draw estimates it) or of the mean (100 draws do). The numbers depend
-    on ``seed`` alone; the model and the caller's random state are left as they were.
+    Works for any three slots, and for posteriors without a closed form of the KL (a draw estimates
+    it) or of the mean (100 draws do). The numbers depend on ``seed`` alone; the model and the
+    caller's random state are left as they were.
 
     Args:
         vae: a model with the three slots and ``elbo``.

@@ -70,7 +70,7 @@ def leapfrog(
     """Follow the Hamiltonian flow for ``steps`` leapfrog steps: the state and momentum at the end.
 
     Volume preserving, and reversible: from the end, with the momentum negated, it leads back. A
-    chain that comes to a position which the density refuses ends with a log density of nan.
+    chain that comes to a position which the density refuses ends there, with a momentum of nan.
     """
     size = _expand_to(_step_size(step_size, state), state.position)
     momentum = momentum + 0.5 * size * state.gradient
@@ -199,7 +199,7 @@ def _evaluate(log_density: LogDensity, position: Tensor) -> State:
 
 
 def _advance(log_density: LogDensity, state: State, position: Tensor) -> State:
-    """The state at ``position``; a chain that the density refuses there stays, at log density nan.
+    """The state at ``position``; a chain that the density refuses there stays, with gradient nan.
 
     With validation, one such chain is an error for the whole batch. To leave validation off would
     not do: torch's ``Exponential`` then has a density below zero. So look for the chains.
@@ -224,7 +224,7 @@ def _advance(log_density: LogDensity, state: State, position: Tensor) -> State:
         chains = taken(chains)
     new = _evaluate(log_density, moved(chains))
     gradient = torch.where(_expand_to(chains, position), new.gradient, torch.nan)
-    return State(new.position, torch.where(chains, new.log_density, torch.nan), gradient)
+    return new._replace(gradient=gradient)
 
 
 def _energy(state: State, momentum: Tensor) -> Tensor:

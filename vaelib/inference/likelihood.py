@@ -22,9 +22,7 @@ class ImportanceEstimate(NamedTuple):
     """
 
     log_likelihood: Tensor  # ln mean(w), (B,) nats
-    effective_sample_size: (
-        Tensor  # (Σ w)² / Σ w², (B,): between 1 and K, which is for equal weights
-    )
+    effective_sample_size: Tensor  # (Σ w)² / Σ w², (B,): from 1 to K, for equal weights
     standard_error: Tensor  # std(w) / mean(w) / √K, (B,) nats: the delta method; nan for K = 1
 
 
@@ -86,8 +84,7 @@ def _importance_sampled(
     log_weights = []
     for start in range(0, samples, at_once):
         z = q.sample((min(at_once, samples - start),))  # (k, B, *latent_shape)
-        log_joint = vae.decoder(z).log_prob(x) + p.log_prob(z)
-        log_weights.append(log_joint - q.log_prob(z))  # (k, B)
+        log_weights.append(vae.decoder(z).log_prob(x) + p.log_prob(z) - q.log_prob(z))  # (k, B)
     log_weights = torch.cat(log_weights)  # (K, B)
     size = 1 / log_weights.softmax(0).square().sum(0)
     error = ((samples / size - 1).clamp(min=0) / (samples - 1 or math.nan)).sqrt()
@@ -95,10 +92,7 @@ def _importance_sampled(
 
 
 def log_joint(vae: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The function z ↦ log p(x, z), ``(*batch, B, *latent_shape)`` to ``(*batch, B)`` nats.
-
-    Up to the constant log p(x) it is the log density of the true posterior p(z|x).
-    """
+    """The function z ↦ log p(x, z), ``(*batch, B, *latent_shape)`` to ``(*batch, B)`` nats."""
     p = vae.prior()
     return lambda z: vae.decoder(z).log_prob(x) + p.log_prob(z)
 
@@ -120,9 +114,8 @@ def appendix_d(
         1/p(x) = E_p(z|x)[ q(z) / (p(z) p(x|z)) ]     for any density q(z)
 
     (1) Draw ``samples`` from p(z|x) with HMC, (2) fit q(z) to them, (3) draw as many new ones and
-    average. Needs no encoder to be good: it only starts the chains. Kingma & Welling (2013),
-    appendix D; good below about five latents, as a density is hard to fit to few samples in
-    many dimensions.
+    average. The encoder only starts the chains. Kingma & Welling (2013), appendix D; good below
+    about five latents, as a density is hard to fit to few samples in many dimensions.
 
     Args:
         vae: a model with the three slots, and a decoder that does not draw its weights.

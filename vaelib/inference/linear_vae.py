@@ -55,14 +55,9 @@ class PPCA(nn.Module):
             W = U (Λ − σ² I)^½,   σ² = mean of the eigenvalues left out
 
         Tipping & Bishop (1999), equations 14 and 15, with the rotation R = I. With a fixed
-        ``noise_variance`` the directions whose eigenvalue is below it get a zero column: they
-        collapse (Lucas et al. 2019, section 4).
-
-        Args:
-            x: data ``(N, dims)``, float32 or float64.
-            latents: number of latent variables, below ``dims``; below the rank of the data where
-                σ² is learned, as there would be no noise.
-            noise_variance: σ² where it is given rather than learned.
+        ``noise_variance`` σ² the directions whose eigenvalue is below it get a zero column: they
+        collapse (Lucas et al. 2019, section 4). If it is to be learned, the data ``(N, dims)``,
+        float32 or float64, must have a rank above ``latents``: there must be noise.
         """
         if x.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"expected float32 or float64, got {x.dtype}")
@@ -138,17 +133,14 @@ class PPCA(nn.Module):
 
 
 def _least_noise(largest: Tensor, dims: int) -> float:
-    """The rounding of data or weights of this dtype, and that of float64 in a factor, as variances.
-
-    ``largest`` is the largest eigenvalue.
-    """
+    """A noise variance lost in the rounding of data in this dtype, or of a factor in float64."""
     return largest.item() * max(100 * torch.finfo(largest.dtype).eps ** 2, 1e-15 * dims)
 
 
 class LinearEncoder(nn.Module):
-    """q(z|x) = N(V x + c, diag s²), the same variances for every x.
+    """q(z|x) = N(V x + c, diag s²), the same variances for every x (Lucas et al. 2019, section 4).
 
-    Lucas et al. (2019), section 4. Shapes: ``(*batch, dims)`` to event ``(latents,)``.
+    Shapes: ``(*batch, dims)`` to event ``(latents,)``.
     """
 
     def __init__(self, dims: int, latents: int):

@@ -11,8 +11,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from zipfile import ZipFile
