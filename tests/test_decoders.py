@@ -54,18 +54,19 @@ def test_variational_weights_are_drawn_anew_and_learn_their_scales(kind):
     close(exact, decoder.decoder(z).mean, rtol=1e-5, atol=1e-5)
 
 
+REFUSED = [
+    (BernoulliMLP, [0, (2, 0)], "expected latents .* got"),
+    (BernoulliMLP(5), [torch.rand(3, 4)], r"expected z .*got \(3, 4\)"),
+    (GaussianMLP((4, 2)), [torch.rand(3, 8)], r"expected z .*got \(3, 8\)"),
+    (BernoulliMLP(2), [torch.rand(3, 2).double()], "expected torch.float32, .* got torch.float64"),
+    (lambda x: GaussianMLP(2, min_scale=x), (-1, 1), r"expected min_scale in \[0, 1\), got"),
+    (lambda x: VariationalWeights(BernoulliMLP(2), *x), [(0, 1), (1, -1)], "scales > 0, got"),
+]
+
+
 @pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: BernoulliMLP(5)(torch.rand(3, 4)), r"expected z .*got \(3, 4\)"),
-        (lambda: BernoulliMLP(0), "expected latents .* got 0"),
-        (lambda: BernoulliMLP(2)(torch.rand(3, 2).double()), "torch.float32, .* got torch.float64"),
-        (lambda: GaussianMLP((4, 2))(torch.rand(3, 8)), r"expected z .*got \(3, 8\)"),
-        (lambda: GaussianMLP(2, min_scale=-1), r"expected min_scale in \[0, 1\), got -1"),
-        (lambda: VariationalWeights(BernoulliMLP(2), scale=0), "expected scales > 0, got 0"),
-        (lambda: VariationalWeights(BernoulliMLP(2), 1, -1), "expected scales > 0, got 1 and -1"),
-    ],
+    ("call", "x", "message"), [(call, x, message) for call, xs, message in REFUSED for x in xs]
 )
-def test_bad_settings_and_latents_are_refused(call, message):
+def test_bad_settings_and_latents_are_refused(call, x, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        call()
+        call(x)

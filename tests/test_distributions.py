@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 import pickle
 import subprocess
 import sys
@@ -49,13 +48,10 @@ def test_diag_normal_is_that_of_torch(event):
     close(ours.kl_terms(q, p), kl_divergence(torchs.base_dist, other.base_dist))
 
 
-def test_its_density_integrates_to_one():
+def test_its_density_integrates_to_one_and_draws_carry_gradients_to_both_parameters():
     grid, one = torch.linspace(-8, 8, 4001).double(), torch.ones(1).double()
     density = DiagNormal(0.3 * one, 0.7 * one).log_prob(grid.unsqueeze(-1)).exp()
     assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=1e-10)
-
-
-def test_draws_carry_gradients_to_both_parameters():
     loc, scale = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
     z = DiagNormal(loc, scale).rsample()
     dz_dloc, dz_dscale = torch.autograd.grad(z.sum(), (loc, scale))
@@ -215,10 +211,10 @@ def test_batches_of_a_divergence_broadcast_or_are_refused(p, q_batch, p_batch, b
 
 def test_golden_values_of_the_paper():
     """Razavi et al. (2019) print 79.44 and 666.6 bits per image."""
-    low = committed_rate(torch.linspace(0.5, 0.95, 8).double(), 32) / math.log(2)
-    high = committed_rate(torch.linspace(0.5, 0.99, 64).double(), 32) / math.log(2)
-    assert low.item() == pytest.approx(79.447, abs=5e-4)
-    assert high.item() == pytest.approx(666.63, abs=5e-3)
+    golden = [(0.95, 8, 79.447, 5e-4), (0.99, 64, 666.63, 5e-3)]
+    for highest, channels, bits, error in golden:
+        rate = committed_rate(torch.linspace(0.5, highest, channels).double(), 32)
+        assert rate.item() / math.log(2) == pytest.approx(bits, abs=error)
     two = [committed_rate([alpha], 2).item() for alpha in (0.5, 0.8, 0.95)]
     assert two == pytest.approx([0.144, 0.511, 1.164], abs=5e-4)
 
@@ -226,11 +222,10 @@ def test_golden_values_of_the_paper():
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 32])
 def test_the_minimiser_reaches_the_committed_rate_and_no_posterior_is_below(length):
     scale, least = committed_variance(ALPHA, length).sqrt(), committed_rate(ALPHA, length)
-    prior, shape = AR1(ALPHA, length), (2000, length, 3)
-    minimiser = DiagNormal(torch.zeros_like(scale), scale, 2)
-    assert (kl_divergence(minimiser, prior) - least).abs() < 1e-10
-    q = DiagNormal(torch.randn(shape).double(), (4 * torch.randn(shape).double()).exp(), 2)
-    assert (kl_divergence(q, prior) >= least).all()
+    prior, noise = AR1(ALPHA, length), torch.randn(2, 2000, length, 3).double()
+    minimum = kl_divergence(DiagNormal(0 * scale, scale, 2), prior)
+    assert (minimum - least).abs() < 1e-10
+    assert (kl_divergence(DiagNormal(noise[0], (4 * noise[1]).exp(), 2), prior) >= least).all()
     if length == 1:  # commits to nothing: the posterior can be the prior
         assert (scale == 1).all() and least.item() == 0
 
@@ -242,17 +237,15 @@ def test_an_optimiser_comes_down_to_it_and_no_further(length, alpha):
     loc, log_scale = (torch.randn(length, 1).double().requires_grad_() for _ in range(2))
     optimizer = torch.optim.LBFGS([loc, log_scale], max_iter=500, line_search_fn="strong_wolfe")
 
-    def rate():
-        return kl_divergence(DiagNormal(loc, log_scale.exp(), event_dims=2), AR1(alpha, length))
-
     def closure():
         optimizer.zero_grad()
-        rate().backward()
-        return rate()
+        rate = kl_divergence(DiagNormal(loc, log_scale.exp(), event_dims=2), AR1(alpha, length))
+        rate.backward()
+        return rate
 
     for _ in range(5):
         optimizer.step(closure)
-    reached, least = rate().item(), committed_rate(alpha, length).item()
+    reached, least = closure().item(), committed_rate(alpha, length).item()
     assert reached > least - 1e-10
     assert reached == pytest.approx(least, abs=1e-6)  # and the bound is tight
     variance = (2 * log_scale).exp().detach()
@@ -302,14 +295,13 @@ def test_half_precision_parameters_are_computed_with_in_float32(dtype):
 
 @pytest.mark.parametrize("alpha", [[0, 0.5], [0.0, 0.5], np.linspace(0, 0.5, 2)], ids=str)
 def test_alpha_may_be_a_list_or_an_array_and_the_length_numpys(alpha):
-    prior = AR1(alpha, np.int64(4))
-    assert prior.sample().dtype == torch.float32 and prior.event_shape == (4, 2)
-    assert prior.alpha.tolist() == [0.0, 0.5]
-    assert committed_rate(alpha, np.int64(4)).dtype == torch.float32
+    prior, rate = AR1(alpha, np.int64(4)), committed_rate(alpha, np.int64(4))
+    assert prior.event_shape == (4, 2) and prior.alpha.tolist() == [0.0, 0.5]
+    assert prior.sample().dtype == rate.dtype == torch.float32
 
 
 ZEROS, ONES, IMAGE = torch.zeros(4, 5), torch.ones(4, 5), torch.zeros(8, 1, 28, 28)
-FLAT, BITS = normals((4,), (1,)), PixelBernoulli(IMAGE)
+BITS, FLAT, PROCESS = PixelBernoulli(IMAGE), normals((4,), (1,)), AR1(ALPHA, 4)
 
 
 def put(x, value):
@@ -317,102 +309,75 @@ def put(x, value):
     return x.index_put((torch.tensor(3), torch.tensor(4)), torch.tensor(value))
 
 
-NORMALS = [
-    *((bad, 1.0, f"expected finite loc, got .*{str(bad).lstrip('-')}") for bad in (NAN, INF, -INF)),
-    *((0.0, bad, f"expected scale > 0, got {bad}") for bad in (0.0, -1.0, NAN)),
-    *((0.0, bad, "whose squares torch.float32 can hold, got") for bad in (INF, 1e-30, 1e30)),
+REFUSED = [
+    (lambda x: DiagNormal(put(ZEROS, x), ONES), (NAN, INF, -INF), "expected finite loc, got"),
+    (lambda x: DiagNormal(ZEROS, put(ONES, x)), (0.0, -1.0, NAN), "expected scale > 0, got"),
+    (lambda x: DiagNormal(ZEROS, put(ONES, x)), (INF, 1e-30, 1e30), "squares torch.float32 can"),
+    (lambda x: DiagNormal(ZEROS, x), [torch.ones(3)], r"that broadcast, got \(4, 5\) and \(3,\)"),
+    (lambda x: DiagNormal(x, x), (ONES.long(), ONES.bool()), "expected float loc and scale, got"),
+    (lambda x: DiagNormal(ZEROS, ONES, x), (0, 3), "expected 1 <= event_dims .* got event_dims="),
+    (lambda x: PixelBernoulli(ZEROS, x), (0, -1, 3), "expected 1 <= event_dims .* got event_dims="),
+    (lambda x: PixelBernoulli(put(ZEROS, x), 2), (NAN, INF, -INF), "expected finite logits, got"),
+    (BITS.log_prob, (IMAGE - 0.01, IMAGE + 255), r"expected values in \[0, 1\], got"),
+    (BITS.log_prob, (IMAGE[:, 0], IMAGE[..., :20]), r"a value of shape .*\(1, 28, 28\)\), got"),
+    (
+        DiagNormal(IMAGE, IMAGE + 1, 3).log_prob,
+        [IMAGE[:, 0]],
+        r"a value of shape .* got \(8, 28, 28",
+    ),
+    (FLAT.log_prob, [torch.ones(4, 1) * 1j], "expected a real value, got torch.complex64"),
+    (FLAT.log_prob, [torch.ones(0, 1)], r"expected at least one value, got shape \(0, 1\)"),
+    (PROCESS.log_prob, [torch.zeros(5, 1, 3)], r"a value of shape .* got \(5, 1, 3\)"),
+    (PROCESS.log_prob, [torch.full((4, 3), INF)], "expected finite values, got"),
+    (PROCESS.expand((3,)).expand, [(7,), (3, 7)], "expected batch shapes that broadcast, got"),
+    (lambda p: kl_divergence(FLAT, p), (PROCESS, normals((), (8,))), "equal event shapes, got"),
+    (ours.check_batch, (np.zeros((2, 3)), [[0.5]]), r"got (numpy.ndarray|list): .*as_tensors\(x\)"),
+    (ours.check_batch, [IMAGE.byte()], r"got torch.uint8: .* x.float\(\) / 255"),
+    (ours.check_batch, (IMAGE.half(), IMAGE.long()), r"got torch.*: convert it with x.float\(\)"),
+    (ours.check_batch, (torch.zeros(3), IMAGE[:0]), r"a batch \(B, \*event\) of at least one, got"),
 ]
-
-
-@pytest.mark.parametrize(("loc", "scale", "message"), NORMALS)
-def test_bad_parameters_of_a_normal_are_refused(loc, scale, message):
-    locs, scales = put(ZEROS, loc), put(ONES, scale)
-    with pytest.raises(ValueError, match=message):
-        DiagNormal(locs, scales)
-    DiagNormal(locs, scales, validate_args=False)
-    with ours.no_validation():
-        DiagNormal(locs, scales)
+for call in (AR1, committed_rate, committed_variance):
+    REFUSED += [
+        (
+            lambda x, call=call: call([x], 4),
+            (1, 1.5, -0.1, NAN),
+            r"expected alpha in \[0, 1\), got",
+        ),
+        (lambda x, call=call: call(x, 4), ([[0.5]], []), r"expected alpha of shape \(d,\), got"),
+        (lambda x, call=call: call([0.5], x), (0, 2.5, "3", None, True), "a length of at least 1"),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: DiagNormal(ZEROS, torch.ones(3)), r"got \(4, 5\) and \(3,\)"),
-        (lambda: DiagNormal(ZEROS.long(), ONES), "expected float loc and scale, got"),
-        (lambda: DiagNormal(ZEROS, ONES, 0), "expected 1 <= event_dims .* got .*=0"),
-        (lambda: DiagNormal(ZEROS, ONES, 3), "expected 1 <= event_dims .* got .*=3"),
-        (lambda: PixelBernoulli(ZEROS, -1), "expected 1 <= event_dims .* got .*=-1"),
-        (lambda: PixelBernoulli(put(ZEROS, NAN), 2), "finite logits, got nan"),
-        (lambda: PixelBernoulli(put(ZEROS, INF), 2), "finite logits.*got .*inf"),
-        (lambda: PixelBernoulli(put(ZEROS, -INF), 2), "finite logits, got -inf"),
-        (lambda: BITS.log_prob(IMAGE - 0.01), r"in \[0, 1\], got -0"),
-        (lambda: BITS.log_prob(IMAGE + 255), r"got 255.0 to 255.0"),
-        (lambda: BITS.log_prob(IMAGE[:, 0]), r"got \(8, 28, 28\)"),
-        (lambda: DiagNormal(IMAGE, IMAGE + 1, 3).log_prob(IMAGE[:, 0]), "of shape"),
-        (lambda: DiagNormal(ZEROS, ONES).log_prob(ZEROS * 1j), "expected a real value"),
-        (lambda: DiagNormal(ZEROS, ONES).log_prob(ZEROS[:0]), "at least one value"),
-        (lambda: AR1(ALPHA, 4).log_prob(torch.zeros(5, 1, 3)), "a value of shape"),
-        (lambda: AR1(ALPHA, 4).log_prob(torch.full((4, 3), INF)), "finite values"),
-        (lambda: AR1(ALPHA, 4).expand((3,)).expand((7,)), r"got \(7,\) and \(3,\)"),
-        (lambda: kl_divergence(FLAT, normals((), (8,))), r"equal event.*\(1,\) and"),
-        (lambda: kl_divergence(FLAT, AR1(ALPHA, 4)), r"equal event.*\(1,\) and \(4, 3"),
-        (lambda: ours.check_batch(np.zeros((2, 3))), r"got numpy.ndarray.*as_tensors\(x\)"),
-        (lambda: ours.check_batch([[0.5]]), r"got list: .*as_tensors\(x\)"),
-        (lambda: ours.check_batch(IMAGE.byte()), r"got torch.uint8.*x.float\(\) / 255"),
-        (lambda: ours.check_batch(IMAGE.half()), r"got torch.float16.*with x.float\(\)"),
-        (lambda: ours.check_batch(IMAGE.long()), r"got torch.int64.*with x.float\(\)"),
-        (lambda: ours.check_batch(torch.zeros(3)), r"a batch \(B, \*event\).*got \(3,\)"),
-        (lambda: ours.check_batch(IMAGE[:0]), r"at least one, got \(0, 1, 28, 28\)"),
-    ],
+    ("call", "x", "message"), [(call, x, message) for call, xs, message in REFUSED for x in xs]
 )
-def test_bad_input_is_refused(call, message):
+def test_bad_input_is_refused(call, x, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        call()
+        call(x)
 
 
-PROCESSES = [
-    *(([bad], 4, r"alpha in \[0, 1\)") for bad in (1.0, 1.5, -0.1, NAN)),
-    *((bad, 4, r"alpha of shape \(d,\)") for bad in ([[0.5]], [])),
-    *(([0.5], bad, "a length of at least 1") for bad in (0, 2.5, "3", None, True)),
-]
-
-
-@pytest.mark.parametrize("call", [AR1, committed_rate, committed_variance])
-@pytest.mark.parametrize(("alpha", "length", "message"), PROCESSES)
-def test_bad_processes_are_refused(call, alpha, length, message):
-    with pytest.raises(ValueError, match=message):
-        call(torch.tensor(alpha), length)
-
-
-SWITCHED_OFF = """
-import torch
-from vaelib.decoders import BernoulliMLP
-from vaelib.distributions import AR1
-torch.compile(lambda x: x, backend="eager")  # this is enough, though it is never called
-assert False, "python -O skips this"
-grey = torch.linspace(0, 255, 8).view(2, 1, 2, 2)
-decoder = BernoulliMLP(3, (1, 2, 2), 4)
-calls = [lambda: decoder(torch.zeros(2, 3)).log_prob(grey), lambda: AR1(torch.tensor([1.5]), 3)]
-for call in calls:
-    try:
-        print(torch.distributions.Distribution._validate_args, call())
-    except ValueError:
-        print("refused")
-"""
-
-
-def test_checks_hold_where_those_of_torch_are_off():
-    code, variables = [sys.executable, "-c", SWITCHED_OFF], os.environ | {"PYTHONOPTIMIZE": "1"}
-    done = subprocess.run(code, env=variables, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["refused", "refused"]
-
-
-@pytest.mark.parametrize("flag", [True, False])
-def test_checks_can_be_switched_off_and_torchs_flag_comes_back(flag, monkeypatch):
-    monkeypatch.setattr(Distribution, "_validate_args", flag)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_checks_hold_until_they_are_switched_off_and_torchs_flag_comes_back(compiled, monkeypatch):
+    monkeypatch.setattr(Distribution, "_validate_args", True)
+    if compiled:
+        torch.compile(lambda x: x, backend="eager")  # this is enough, though it is never called
+    grey, slow = (lambda: BITS.log_prob(IMAGE + 255)), (lambda: AR1([1.5], 3))
     with pytest.raises(KeyError), ours.no_validation():
         assert not ours.checking() and not Distribution._validate_args
-        BITS.log_prob(IMAGE + 255)
-        AR1(torch.tensor([1.5]), 3)
-        raise KeyError
-    assert ours.checking() and Distribution._validate_args == flag
+        raise KeyError(grey(), slow(), DiagNormal(IMAGE, IMAGE), PixelBernoulli(IMAGE + INF))
+    assert ours.checking() and Distribution._validate_args is not compiled
+    for call in (grey, slow):
+        with pytest.raises(ValueError, match="expected"):
+            call()
+
+
+def test_checks_hold_under_python_o():
+    code = """if True:
+        import contextlib, torch, vaelib.distributions as ours
+        assert False, "python -O skips this"
+        with contextlib.suppress(ValueError):
+            ours.PixelBernoulli(torch.zeros(1, 2, 2)).log_prob(torch.full((1, 2, 2), 255.0))
+            print("not refused")
+        ours.AR1([1.5], 3)"""
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "" and "ValueError: expected alpha in [0, 1), got [1.5]" in done.stderr

@@ -10,12 +10,13 @@ from dataclasses import asdict, fields, replace
 import pytest
 import torch
 
+import vaelib
 from vaelib import evaluate
 from vaelib.distributions import committed_rate
 from vaelib.experiments import __main__ as command
 from vaelib.experiments import tables
 from vaelib.experiments.__main__ import Options, main, run, tiny
-from vaelib.experiments.recipes import Recipe, build, load_trained
+from vaelib.experiments.recipes import Recipe, build
 from vaelib.experiments.rows import RECIPES, prior_name
 from vaelib.priors import AuxiliaryPrior
 
@@ -80,7 +81,7 @@ def test_a_run_keeps_its_model_and_what_a_reader_needs(cache, capsys):
     assert result["parameters"] == sum(p.numel() for p in build(recipe).parameters())
     assert result["options"]["precision"] == "32" and result["versions"]["torch"]
     (path,) = (cache / "runs").glob(f"{NAME}-*.model.pt")
-    model = load_trained(path)
+    model = vaelib.load(path)
     assert isinstance(model.prior, AuxiliaryPrior)
     assert -evaluate(model, images.test).value.item() == nats["negative_bound"]
     assert run(NAME, recipe, replace(CPU, progress=True), images)["numbers"] == result["numbers"]

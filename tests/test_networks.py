@@ -53,16 +53,18 @@ def test_modes_and_random_states_come_back_even_after_an_error():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+REFUSED = [
+    (lambda x: MLP(3, x, 2), (0, [4, 0]), "expected positive layer sizes, got"),
+    (MLP(3, 2, 2), [torch.zeros(3).double()], "expected torch.float32, .* got torch.float64"),
+    (lambda x: networks.init_normal_(MLP(3, 2, 2), x), (0, float("inf")), "positive finite std"),
+    (networks.latent_shape, [(2, 2, 2), (), 2.5], r"expected latents d or \(rows, d\) .*, got"),
+    (lambda x: networks.flatten_events(x, (1, 5), "z"), [torch.zeros(5)], r"expected z .*got \(5,"),
+]
+
+
 @pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: MLP(3, 0, 2), r"positive layer sizes, got \[3, 0, 2\]"),
-        (lambda: MLP(3, 2, 2)(torch.zeros(3).double()), "float32, .* got torch.float64"),
-        (lambda: networks.init_normal_(MLP(3, 2, 2), std=0), "positive finite std, got 0"),
-        (lambda: networks.latent_shape((2, 2, 2)), r"latents d or \(rows, d\).*got \(2, 2, 2\)"),
-        (lambda: networks.flatten_events(torch.zeros(5), (1, 5), "z"), r"expected z .*got \(5"),
-    ],
+    ("call", "x", "message"), [(call, x, message) for call, xs, message in REFUSED for x in xs]
 )
-def test_bad_input_is_refused(call, message):
+def test_bad_input_is_refused(call, x, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        call()
+        call(x)

@@ -220,23 +220,21 @@ def test_shapes_and_types(posterior, prior, batch):
     assert not list(posterior.parameters())
 
 
+REFUSED = [
+    (GaussianPosterior, [(2, 0), (2, 2, 2)], r"expected latents d or \(rows, d\) .*, got \(2, "),
+    (lambda x: IndependentPosterior(x, 2), (0, 41, float("nan")), "0 < delta <= 40 nats, got"),
+    (lambda x: IndependentPosterior(0.1, 2, x), ["both"], "'positive' or 'negative', got 'both'"),
+    (lambda x: SequentialPosterior(x, 3), [[1.0]], r"alpha in \[0, 1\), got \[1.0\]"),
+    (lambda x: SequentialPosterior([0.5], x), [0], "length of at least 1, got 0"),
+    (lambda x: SequentialPosterior([0.5], 3, x), [0, float("inf")], "finite reach > 0, got"),
+    (SEQUENTIAL, [torch.zeros(4, 3), torch.zeros(6)], r"raw outputs .*\*\(4, 6\)\), got \("),
+    (GAUSSIAN, [torch.zeros(3, 4, 6).long()], "float raw outputs, got torch.int64"),
+]
+
+
 @pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: GaussianPosterior((2, 0)), r"latents d or \(rows, d\).*got \(2, 0\)"),
-        (lambda: GaussianPosterior((2, 2, 2)), r"latents d or \(rows, d\)"),
-        (lambda: IndependentPosterior(0, 2), "0 < delta <= 40 nats, got 0"),
-        (lambda: IndependentPosterior(41, 2), "0 < delta <= 40 nats, got 41"),
-        (lambda: IndependentPosterior(float("nan"), 2), "0 < delta <= 40 nats, got nan"),
-        (lambda: IndependentPosterior(0.1, 2, "both"), "'positive' or 'negative', got 'both'"),
-        (lambda: SequentialPosterior([1.0], 3), r"alpha in \[0, 1\)"),
-        (lambda: SequentialPosterior([0.5], 0), "length of at least 1"),
-        (lambda: SequentialPosterior([0.5], 3, reach=0), "reach > 0, got 0"),
-        (lambda: SEQUENTIAL(torch.zeros(4, 3)), r"raw outputs .*\*\(4, 6\)\), got \(4, 3\)"),
-        (lambda: INDEPENDENT(torch.zeros(6)), r"raw outputs .*\*\(4, 6\)\), got \(6,\)"),
-        (lambda: GAUSSIAN(torch.zeros(3, 4, 6).long()), "float raw outputs, got torch.int64"),
-    ],
+    ("call", "x", "message"), [(call, x, message) for call, xs, message in REFUSED for x in xs]
 )
-def test_bad_settings_and_raw_outputs_are_refused(call, message):
+def test_bad_settings_and_raw_outputs_are_refused(call, x, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        call()
+        call(x)

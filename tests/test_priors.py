@@ -213,23 +213,21 @@ def test_it_can_be_differentiated_in_evaluation_mode_and_under_autocast(autocast
 
 
 P = AuxiliaryPrior(2, 4)()
+REFUSED = [
+    (StandardNormal, [(3, 0), ()], r"expected a shape of positive sizes, got \("),
+    (lambda x: AR1Prior(x, 4), [[1.0]], r"expected alpha in \[0, 1\), got \[1.0\]"),
+    (lambda x: AR1Prior([0.5], x), [0], "a length of at least 1, got 0"),
+    (lambda x: AuxiliaryPrior(2, x), (0, 2.5), "length and hidden >= 1, got 2, "),
+    (P.log_prob, [torch.zeros(3, 4, 1)], r"a value of shape .* got \(3, 4, 1\)"),
+    (P.log_prob, [torch.full((4, 2), x) for x in (math.nan, math.inf)], "expected finite values"),
+    (P.expand((3,)).expand, [(7,), (3, 7)], "expected batch shapes that broadcast, got"),
+    (P.expand((3,)).log_prob, [torch.zeros(2, 4, 2)], r"got \(2,\) and \(3,\)"),
+]
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: StandardNormal((3, 0)), r"positive sizes, got \(3, 0\)"),
-        (lambda: StandardNormal(()), r"positive sizes, got \(\)"),
-        (lambda: AR1Prior([1.0], 4), r"alpha in \[0, 1\), got \[1.0\]"),
-        (lambda: AR1Prior([0.5], 0), "length of at least 1, got 0"),
-        (lambda: AuxiliaryPrior(2, 0), "hidden >= 1, got 2, 0 and 64"),
-        (lambda: P.log_prob(torch.zeros(3, 4, 1)), r"a value of shape .* got \(3, 4, 1\)"),
-        (lambda: P.log_prob(torch.full((4, 2), float("nan"))), "expected finite values"),
-        (lambda: P.log_prob(torch.full((4, 2), float("inf"))), "expected finite values"),
-        (lambda: P.expand((3,)).expand((7,)), r"got \(7,\) and \(3,\)"),
-        (lambda: P.expand((3,)).log_prob(torch.zeros(2, 4, 2)), r"got \(2,\) and \(3,\)"),
-    ],
+    ("call", "x", "message"), [(call, x, message) for call, xs, message in REFUSED for x in xs]
 )
-def test_bad_settings_and_values_are_refused(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_bad_settings_and_values_are_refused(call, x, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(x)

@@ -74,7 +74,7 @@ def latent_shape(latents: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: other numbers of sizes, or sizes below 1.
     """
-    shape = (latents,) if is_int(latents) else tuple(latents)
+    shape = tuple(latents) if hasattr(latents, "__len__") else (latents,)
     if not 1 <= len(shape) <= 2 or not all(is_int(size) and size >= 1 for size in shape):
         raise ValueError(f"expected latents d or (rows, d) with sizes >= 1, got {latents}")
     return tuple(int(size) for size in shape)

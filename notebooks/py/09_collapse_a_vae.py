@@ -304,7 +304,7 @@ plt.show()
 #
 # ### The report
 #
-# `diagnostics.collapse_report` takes these five steps and gives a verdict. It needs *both* sides: the encoder must speak (information above half a nat) and the decoder must listen (a rise of more than half a nat when shuffled). If one of them fails, the latents are *unused*, and *collapsed* if the rate is gone as well. If both hold, there is a last question: how much of the code takes part? If fewer than half of the latents are active, or if the information is less than half of what this rate and this number of images could show, the verdict is *partly used*, else *used*.
+# `diagnostics.collapse_report` takes these five steps and gives a verdict. It needs *both* sides: the encoder must say something about the image (information above half a nat), and the decoder must use it (a rise of more than half a nat when shuffled). If one of them fails, the latents are *unused*, and *collapsed* if the rate is gone as well. If both hold, there is a last question: how much of the rate is information? The rest is the **wasted rate**. If it is more than half, the verdict is *partly used*, else *used*. The count of active units is reported and takes no part in the verdict: it depends on the scale of $z$, and a decoder can undo any scale.
 
 # %% tags=["nbval-ignore-output"]
 reports = {name: collapse_report(vae, test, labels) for name, vae in VAES.items()}
@@ -312,7 +312,7 @@ for name, report in reports.items():
     print(f"{name}\n{report}\n")
 
 # %% [markdown]
-# The numbers differ a little from those of the steps: other draws of $z$ and other splits for the probe. And the report shuffles at random. One image in ten then gets the code of a digit of its own class, which hurts less; in step 5 none did. The MLP decoder's verdict is a near thing: 14 of 28 is just half.
+# The numbers differ a little from those of the steps: other draws of $z$ and other splits for the probe. And the report shuffles at random. One image in ten then gets the code of a digit of its own class, which hurts less; in step 5 none did.
 #
 # Can it be fooled? Let us try with the posterior from the blind spot of step 1: it costs exactly 8 nats for every image, more than some of the remedies below, and never looks at the image.
 
@@ -578,7 +578,7 @@ plt.show()
 # - **Free bits** gives what was ordered, eight nats, at about the price of β. The price is paid in the loss as well: no gradient tells the model to use its eight nats *well*.
 # - **The small field** forces the decoder to listen, and its bound is as good as that of the others only because it was trained twice as long; and it needed a code for *every position* of the picture.
 #
-# By the report's verdict the four remedies are *partly used*: nine to thirteen of the 28 latents are active, fewer than half. That is no reproach. One number for each row is about what these digits need, as step 1 showed, and the shuffle test says that the decoders rely on it. A verdict tells where to look; the numbers above it tell what is there.
+# By the report's verdict all four remedies are *used*, though only nine to thirteen of the 28 latents are active. One number for each row is about what these digits need, as step 1 showed, and the shuffle test says that the decoders rely on it. A verdict tells where to look; the numbers above it tell what is there.
 #
 # None of them beats silence. This is no accident of our small digits: section 3 said that with a decoder strong enough, using $z$ is at best free. What the nats buy is a representation: four of ten digits read off a code of a few nats, by a probe that knows nothing else. Whether that is worth it depends on what the model is for.
 #

@@ -33,7 +33,7 @@ from vaelib.experiments import recipes, tables
 from vaelib.experiments.recipes import Recipe
 from vaelib.experiments.rows import RECIPES, prior_name
 from vaelib.teaching import scaling
-from vaelib.training.checkpoint import versions, write_text
+from vaelib.training.checkpoint import save, versions, write_text
 from vaelib.training.loop import History, fit
 
 PROBE = 3  # updates that are timed for the estimate
@@ -108,8 +108,8 @@ def run(name: str, recipe: Recipe, options: Options, images: Images | None = Non
         history = recipes.fit_auxiliary(recipe, model, images, checkpoint=prior, **how)
         say(_add(result, "auxiliary prior", history))
     if _rank() == 0:
-        recipes.save_trained(Path(f"{stem}.model.pt"), recipe, model, history, result=result)
-    say(f"vaelib.experiments.recipes.load_trained({stem + '.model.pt'!r}) is the model")
+        save(model, f"{stem}.model.pt", recipe=asdict(recipe), result=result)
+    say(f"vaelib.load({stem + '.model.pt'!r}) is the model")
     return result
 
 

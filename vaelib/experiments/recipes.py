@@ -30,7 +30,7 @@ from vaelib.pixelcnn import GatedPixelCNN, PixelCNN, PixelSNAIL
 from vaelib.pixelcnn.likelihoods import LIKELIHOODS
 from vaelib.posteriors import IndependentPosterior, Posterior, SequentialPosterior
 from vaelib.priors import AR1Prior, AuxiliaryPrior, StandardNormal
-from vaelib.training.checkpoint import fingerprint, read, write
+from vaelib.training.checkpoint import fingerprint, load_with_facts, save
 from vaelib.training.learning import CodePrior, aevb_step
 from vaelib.training.loop import History, adam, evaluate, fit, linear_decay
 from vaelib.training.objectives import Annealing, Beta, FreeBits, Objective
@@ -346,7 +346,7 @@ def trained(
     with FileLock(path.with_suffix(".lock")) if writable else nullcontext():
         if path.exists():
             try:
-                return _loaded(path, recipe)
+                return _kept(path, recipe)
             except ValueError as error:
                 warnings.warn(f"{error}: trained again", stacklevel=2)
         model, train, epochs = build(recipe), fit_recipe, recipe.epochs
@@ -358,37 +358,17 @@ def trained(
             print(f"training {recipe.label}, {epochs} epochs", file=sys.stderr, flush=True)
         history = train(recipe, model, images, progress=progress)
         try:
-            save_trained(path, recipe, model, history)
+            save(model, path, recipe=asdict(recipe), rows=history.rows)
         except (OSError, RuntimeError) as error:  # a folder or a full disk that takes no file
             warnings.warn(f"{path} cannot be written, nothing is kept: {error}", stacklevel=2)
     return model.eval(), history
 
 
-def save_trained(path: Path, recipe: Recipe, model: nn.Module, history: History, **facts) -> None:
-    """Keep a trained model for :func:`load_trained`, with whatever else is worth knowing."""
-    kept = {"recipe": asdict(recipe), "model": model.state_dict(), "rows": history.rows}
-    write(kept | facts, path)
-
-
-def load_trained(path: str | os.PathLike) -> VAE | WithoutLatents:
-    """The model in a file of :func:`trained` or of ``python -m vaelib.experiments``."""
-    return _loaded(Path(path).expanduser())[0]
-
-
-def _loaded(path: Path, expected: Recipe | None = None) -> tuple[nn.Module, History]:
-    state = read(path)
-    try:
-        recipe = Recipe(**state["recipe"])
-        if recipe != (expected or recipe):
-            raise ValueError("another recipe")
-        model = build(recipe)
-        if recipe.auxiliary_epochs:
-            model.prior = _auxiliary_prior(recipe)
-        model.load_state_dict(state["model"])
-        return model.eval(), History([dict(row) for row in state["rows"]])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise ValueError(f"{path}: expected a trained model, got {reason}") from error
+def _kept(path: Path, recipe: Recipe) -> tuple[nn.Module, History]:
+    model, facts = load_with_facts(path)
+    if facts.get("recipe") != asdict(recipe):
+        raise ValueError(f"{path}: expected {recipe.label}, got the model of another recipe")
+    return model, History(facts.get("rows", []))
 
 
 def check_shape(recipe: Recipe, images: Images) -> None:

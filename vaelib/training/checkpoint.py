@@ -151,10 +151,11 @@ def _plain(x: object) -> object:
     return type(x)(map(_plain, x)) if type(x) in (list, tuple) else x
 
 
-def save(model: nn.Module, path: str | os.PathLike) -> Path:
+def save(model: nn.Module, path: str | os.PathLike, **facts) -> Path:
     """Keep a whole model, such as a VAE with its auxiliary prior, in one file; returns its path.
 
-    :func:`load` gives it back with its settings, weights and buffers, on the CPU.
+    :func:`load` gives it back with its settings, weights and buffers, on the CPU. ``facts``,
+    numbers and words, are kept beside it.
 
     Raises:
         TypeError: a part that is of neither this library nor torch.
@@ -168,7 +169,8 @@ def save(model: nn.Module, path: str | os.PathLike) -> Path:
                 "keep its state_dict() with torch.save, and the code that builds it"
             )
     path = Path(path).expanduser()
-    write({"vaelib model": copy.deepcopy(model).cpu(), "versions": versions()}, path)
+    content = {"vaelib model": copy.deepcopy(model).cpu(), "facts": facts}
+    write(content | {"versions": versions()}, path)
     return path
 
 
@@ -178,11 +180,16 @@ def load(path: str | os.PathLike) -> nn.Module:
     Raises:
         ValueError: a file with other contents, or a damaged one.
     """
+    return load_with_facts(path)[0]
+
+
+def load_with_facts(path: str | os.PathLike) -> tuple[nn.Module, dict]:
+    """The model and the facts that :func:`save` kept."""
     with torch.serialization.safe_globals(list(_classes())):
         state = read(Path(path).expanduser())
     if "vaelib model" not in state:
         raise ValueError(f"{path}: expected a model that vaelib.save kept, got {sorted(state)}")
-    return state["vaelib model"].eval()
+    return state["vaelib model"].eval(), state["facts"]
 
 
 @functools.cache
