@@ -315,8 +315,8 @@ REFUSED = [
     (lambda x: DiagNormal(ZEROS, put(ONES, x)), (INF, 1e-30, 1e30), "squares torch.float32 can"),
     (lambda x: DiagNormal(ZEROS, x), [torch.ones(3)], r"that broadcast, got \(4, 5\) and \(3,\)"),
     (lambda x: DiagNormal(x, x), (ONES.long(), ONES.bool()), "expected float loc and scale, got"),
-    (lambda x: DiagNormal(ZEROS, ONES, x), (0, 3), "expected 1 <= event_dims .* got event_dims="),
-    (lambda x: PixelBernoulli(ZEROS, x), (0, -1, 3), "expected 1 <= event_dims .* got event_dims="),
+    (lambda x: DiagNormal(ZEROS, ONES, x), (0, 3), "expected 1 <= event_dims <= 2 for .*, got"),
+    (lambda x: PixelBernoulli(ZEROS, x), (0, -1, 3), "expected 1 <= event_dims <= 2 for .*, got"),
     (lambda x: PixelBernoulli(put(ZEROS, x), 2), (NAN, INF, -INF), "expected finite logits, got"),
     (BITS.log_prob, (IMAGE - 0.01, IMAGE + 255), r"expected values in \[0, 1\], got"),
     (BITS.log_prob, (IMAGE[:, 0], IMAGE[..., :20]), r"a value of shape .*\(1, 28, 28\)\), got"),
@@ -332,8 +332,8 @@ REFUSED = [
     (PROCESS.expand((3,)).expand, [(7,), (3, 7)], "expected batch shapes that broadcast, got"),
     (lambda p: kl_divergence(FLAT, p), (PROCESS, normals((), (8,))), "equal event shapes, got"),
     (ours.check_batch, (np.zeros((2, 3)), [[0.5]]), r"got (numpy.ndarray|list): .*as_tensors\(x\)"),
-    (ours.check_batch, [IMAGE.byte()], r"got torch.uint8: .* x.float\(\) / 255"),
-    (ours.check_batch, (IMAGE.half(), IMAGE.long()), r"got torch.*: convert it with x.float\(\)"),
+    (ours.check_batch, [IMAGE.byte()], r"got torch.uint8: .*x.float\(\) / 255"),
+    (ours.check_batch, (IMAGE.half(), IMAGE.long()), r"got torch.*: convert with x.float\(\)"),
     (ours.check_batch, (torch.zeros(3), IMAGE[:0]), r"a batch \(B, \*event\) of at least one, got"),
 ]
 for call in (AR1, committed_rate, committed_variance):
@@ -343,7 +343,7 @@ for call in (AR1, committed_rate, committed_variance):
             (1, 1.5, -0.1, NAN),
             r"expected alpha in \[0, 1\), got",
         ),
-        (lambda x, call=call: call(x, 4), ([[0.5]], []), r"expected alpha of shape \(d,\), got"),
+        (lambda x, call=call: call(x, 4), ([[0.5]], []), r"expected real alpha \(d,\), got"),
         (lambda x, call=call: call([0.5], x), (0, 2.5, "3", None, True), "a length of at least 1"),
     ]
 

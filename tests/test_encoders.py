@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.distributions import kl_divergence
 
+from vaelib import VAE
+from vaelib.decoders import ConvDecoder, GaussianMLP
 from vaelib.distributions import committed_rate
-from vaelib.encoders import AntiCausalEncoder, MLPEncoder
+from vaelib.encoders import AntiCausalEncoder, ConvEncoder, MLPEncoder
 from vaelib.posteriors import GaussianPosterior, IndependentPosterior, SequentialPosterior
 from vaelib.priors import AR1Prior, StandardNormal
 
@@ -157,3 +159,44 @@ REFUSED = [
 def test_bad_settings_and_images_are_refused(call, x, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call(x)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 7), (1, 1, 5)])
+def test_convolutional_slots_fit_images_of_any_size(shape, likelihood):
+    torch.manual_seed(0)
+    encoder = ConvEncoder((4, 2), shape, (6, 8), activation=torch.nn.Tanh)
+    decoder = ConvDecoder((4, 2), shape, (6, 8), likelihood)
+    vae, x = VAE(encoder, StandardNormal((4, 2)), decoder), torch.rand(5, *shape)
+    vae.elbo(x, samples=3).value.mean().backward()
+    for name, parameter in vae.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    # Leading dimensions are batches like any other.
+    q, z = encoder(x.expand(2, *x.shape)), torch.randn(2, 5, 4, 2)
+    torch.testing.assert_close(q.loc[1], encoder(x).loc)
+    both, one = decoder(z).log_prob(x), decoder(z[1]).log_prob(x)
+    torch.testing.assert_close(both[1], one, rtol=1e-4, atol=1e-4)
+
+
+def test_each_map_of_a_convolutional_encoder_is_half_as_large():
+    encoder = ConvEncoder(3, (1, 28, 20), (4, 5, 6))
+    sizes = [tuple(layer.shape[-2:]) for layer in maps_of(encoder, torch.rand(1, 1, 28, 20))]
+    assert sizes == [(14, 10), (7, 5), (4, 3)]
+
+
+def maps_of(encoder, x):
+    for layer in encoder.network:
+        x = layer(x)
+        if isinstance(layer, torch.nn.Conv2d):
+            yield x
+
+
+def test_vectors_and_unbounded_means():
+    """Standardised vectors: a linear decoder whose means may leave (0, 1)."""
+    decoder = GaussianMLP(2, (3,), 4, bounded=False, activation=torch.nn.ReLU)
+    with torch.no_grad():
+        decoder.network[-1].bias.copy_(torch.tensor([5.0, -3.0, 0.5, 0.0, 0.0, 0.0]))
+        decoder.network[-1].weight.zero_()
+    likelihood = decoder(torch.randn(7, 2))
+    torch.testing.assert_close(likelihood.mean, torch.tensor([5.0, -3.0, 0.5]).expand(7, 3))
+    assert MLPEncoder(2, (3,), 4, activation=torch.nn.ReLU)(torch.randn(7, 3)).batch_shape == (7,)

@@ -71,6 +71,19 @@ def test_free_bits_charge_lambda_or_the_rate(group, nats, charged):
     torch.testing.assert_close(loss, parts().distortion + charged)
 
 
+@pytest.mark.parametrize(
+    ("group", "nats", "charged"),
+    [
+        ("total", 3.5, [4.0, 5.0, 3.5]),  # rates 4, 5, 3, the maximum taken image by image
+        ("latent", 2.0, [2.0 + 3.0, 2.0 + 5.0, 2.0 + 2.0]),
+        ("latent", 0.0, [4.0, 5.0, 3.0]),
+    ],
+)
+def test_free_bits_per_image(group, nats, charged):
+    loss = FreeBits(nats, group, per_image=True)(parts())
+    torch.testing.assert_close(loss, parts().distortion + torch.tensor(charged))
+
+
 def test_rows_are_groups_of_their_own():
     terms = torch.tensor([[[1.0, 1.0], [0.0, 0.5]], [[3.0, 1.0], [0.0, 0.5]]])  # rows: 3 and 0.5
     bound = SplitELBO(torch.zeros(2), terms.sum((1, 2)), terms)

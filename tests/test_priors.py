@@ -217,7 +217,7 @@ REFUSED = [
     (StandardNormal, [(3, 0), ()], r"expected a shape of positive sizes, got \("),
     (lambda x: AR1Prior(x, 4), [[1.0]], r"expected alpha in \[0, 1\), got \[1.0\]"),
     (lambda x: AR1Prior([0.5], x), [0], "a length of at least 1, got 0"),
-    (lambda x: AuxiliaryPrior(2, x), (0, 2.5), "length and hidden >= 1, got 2, "),
+    (lambda x: AuxiliaryPrior(2, x), (0, 2.5), r"length and hidden >= 1, got \(2, "),
     (P.log_prob, [torch.zeros(3, 4, 1)], r"a value of shape .* got \(3, 4, 1\)"),
     (P.log_prob, [torch.full((4, 2), x) for x in (math.nan, math.inf)], "expected finite values"),
     (P.expand((3,)).expand, [(7,), (3, 7)], "expected batch shapes that broadcast, got"),

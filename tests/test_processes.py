@@ -141,5 +141,5 @@ def test_only_the_prior_of_codes_is_trained(together):
 
 
 def test_a_step_that_uses_the_slots_one_by_one_says_that_it_cannot(together):
-    for name, message in zip(("elbo", "decoder"), together["refused"], strict=True):
+    for name, message in zip(("encoder", "decoder"), together["refused"], strict=True):
         assert f"this step uses vae.{name}, but on several processes" in message

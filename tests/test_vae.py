@@ -264,8 +264,8 @@ for model in (PAIR, ALONE):
     REFUSED += [
         (model.elbo, (X * math.nan, X + 1, X[:0]), "expected .* got"),
         (model.elbo, [X.numpy()], r"got numpy.ndarray: .*as_tensors\(x\)"),
-        (model.elbo, (X.half(), X.long()), r"got torch.*: convert it with x.float\(\)"),
-        (model.elbo, [X.byte()], r"got torch.uint8: .* x.float\(\) / 255"),
+        (model.elbo, (X.half(), X.long()), r"got torch.*: convert with x.float\(\)"),
+        (model.elbo, [X.byte()], r"got torch.uint8: .*x.float\(\) / 255"),
         (model.elbo, [X.float()], "expected torch.float64, .* got torch.float32"),
     ]
 

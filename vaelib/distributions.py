@@ -1,9 +1,8 @@
 """The distributions that fill the slots, each with its Kullback–Leibler rule beside it.
 
-``torch.distributions`` broadcasts values of a wrong shape. The classes here refuse them: a value
-must have the event shape of the distribution that scores it. Values are checked, too, whatever
-torch's process-wide flag says (``torch.compile`` and ``python -O`` switch that off), except within
-:func:`no_validation` and in compiled code.
+``torch.distributions`` broadcasts a value of another event shape; the classes here refuse it. They
+check values whatever torch's process-wide flag says (``torch.compile`` and ``python -O`` switch it
+off), except within :func:`no_validation` and in compiled code.
 """
 
 import math
@@ -42,27 +41,24 @@ def no_validation() -> Iterator[None]:
 
 
 def aminmax(x: Tensor) -> tuple[float, float]:
-    """The least and the greatest value as numbers; nan, both of them, if there is one."""
+    """The least and the greatest value as numbers; both are nan if one value is."""
     low, high = x.detach().aminmax()
     return low.item(), high.item()
 
 
 def check_event(distribution: Distribution, value: Tensor) -> None:
     """Raise ``ValueError`` unless ``value`` ends in the event shape of ``distribution``."""
-    event = distribution.event_shape
-    if value.shape[value.dim() - len(event) :] != event or value.dim() < len(event):
-        raise ValueError(
-            f"{type(distribution).__name__}: expected a value of shape (*batch, *{tuple(event)}), "
-            f"got {tuple(value.shape)}"
-        )
+    event, shape = tuple(distribution.event_shape), tuple(value.shape)
+    if shape[len(shape) - len(event) :] != event or len(shape) < len(event):
+        raise ValueError(f"expected a value of shape (*batch, *{event}), got {shape}")
     if value.is_complex():
         raise TypeError(f"expected a real value, got {value.dtype}")
     if value.numel() == 0:
-        raise ValueError(f"expected at least one value, got shape {tuple(value.shape)}")
+        raise ValueError(f"expected at least one value, got shape {shape}")
 
 
 def broadcast(what: str, one: torch.Size, other: torch.Size) -> torch.Size:
-    """The shape that both broadcast to; ``ValueError`` names ``what`` does not."""
+    """The shape that both broadcast to; a ``ValueError`` names ``what`` does not."""
     if one == other or not other:
         return one
     try:
@@ -81,22 +77,15 @@ def expanded_batch(distribution: Distribution, shape: Sequence[int]) -> torch.Si
 
 
 def check_batch(x: Tensor) -> None:
-    """Raise an error unless ``x`` is a float batch ``(B, *event)`` of at least one datum.
-
-    Raises:
-        TypeError: something else than a tensor of float32, float64 or bfloat16.
-        ValueError: a single datum, or none.
-    """
+    """Raise an error that says what to do unless ``x`` is a float batch ``(B, *event)``, B ≥ 1."""
+    advice = ""
     if not isinstance(x, Tensor):
-        kind = f"{type(x).__module__}.{type(x).__name__}".removeprefix("builtins.")
-        raise TypeError(
-            f"expected a float tensor (B, *event), got {kind}: convert it with "
-            "vaelib.data.as_tensors(x)"
-        )
-    if not x.is_floating_point() or x.dtype == torch.float16:
-        advice = ": grey levels 0 … 255 become x.float() / 255" if x.dtype == torch.uint8 else ""
-        advice = advice or ": convert it with x.float()"
-        raise TypeError(f"expected a float tensor (B, *event), got {x.dtype}{advice}")
+        advice = "vaelib.data.as_tensors(x)"
+    elif not x.is_floating_point() or x.dtype == torch.float16:
+        advice = "x.float() / 255, if 255 is white" if x.dtype == torch.uint8 else "x.float()"
+    if advice:
+        got = x.dtype if isinstance(x, Tensor) else torch.typename(x)
+        raise TypeError(f"expected a float tensor (B, *event), got {got}: convert with {advice}")
     if x.dim() < 2 or x.numel() == 0:
         raise ValueError(f"expected a batch (B, *event) of at least one, got {tuple(x.shape)}")
 
@@ -116,24 +105,25 @@ class DiagNormal(Independent):
     Raises:
         TypeError: parameters that are not floats.
         ValueError: means that are not finite, scales that are not positive or whose squares their
-            type cannot hold, two that do not broadcast, or a value that is nan or has another
-            event shape.
+            type cannot hold, a value that is nan, or shapes that do not fit.
 
     >>> DiagNormal(torch.zeros(8, 5), torch.ones(8, 5)).log_prob(torch.zeros(8, 5)).shape
     torch.Size([8])
     """
 
     def __init__(
-        self,
-        loc: Tensor,
-        scale: Tensor,
-        event_dims: int = 1,
-        validate_args: bool | None = None,
+        self, loc: Tensor, scale: Tensor, event_dims: int = 1, validate_args: bool | None = None
     ):
-        loc, scale = _check_parameters(torch.as_tensor(loc), torch.as_tensor(scale))
+        loc, scale = to_float32(torch.as_tensor(loc)), to_float32(torch.as_tensor(scale))
+        if not (loc.is_floating_point() and scale.is_floating_point()):
+            raise TypeError(f"expected float loc and scale, got {loc.dtype} and {scale.dtype}")
+        if loc.shape != scale.shape:
+            shape = broadcast("loc and scale", loc.shape, scale.shape)
+            loc, scale = loc.expand(shape), scale.expand(shape)
         _check_event_dims(event_dims, loc)
         if validate_args is not False and checking() and loc.numel():
-            _check_values(loc, scale)
+            _check_finite("loc", loc)
+            _check_scale(scale)
         super().__init__(Normal(loc, scale, validate_args=False), event_dims, validate_args=False)
 
     @property
@@ -167,9 +157,9 @@ class PixelBernoulli(Independent):
 
         log p(x) = Σ_i x_i ln π_i + (1 − x_i) ln(1 − π_i)        nats
 
-    Grey levels x in [0, 1] are scored by the same formula, as Kingma & Welling (2013) do. Then it
-    is the expected log probability of pixels that are drawn white with probability x: a cross
-    entropy, not a density over [0, 1].
+    Grey levels x in [0, 1] are scored by the same formula, as Kingma & Welling (2013) do: then it
+    is the expected log probability of pixels drawn white with probability x, a cross entropy and
+    no density over [0, 1].
 
     Args:
         logits: ``(*batch, *event)``.
@@ -206,9 +196,8 @@ class PixelBernoulli(Independent):
             if not (low >= 0 and high <= 1):  # false for nan as well
                 raise ValueError(f"expected values in [0, 1], got {low} to {high}")
         # Flat, and the sign changed once an image: a training step spends its time here.
-        first, logits = -len(self.event_shape), self.logits
-        dtype = torch.promote_types(logits.dtype, value.dtype)  # the finer of the two
-        pair = (x.to(dtype).flatten(first) for x in (logits, value))
+        first, finer = -len(self.event_shape), torch.promote_types(self.logits.dtype, value.dtype)
+        pair = (x.to(finer).flatten(first) for x in (self.logits, value))
         each = binary_cross_entropy_with_logits(*torch.broadcast_tensors(*pair), reduction="none")
         return -each.sum(-1)
 
@@ -222,14 +211,14 @@ class AR1(Distribution):
     are independent. Razavi et al. (2019), section 2.2.
 
     Args:
-        alpha: correlation of neighbours in each channel, ``(d,)`` in [0, 1).
+        alpha: correlation of neighbours in each channel, ``(d,)`` in [0, 1); an array or a list
+            gets torch's default type.
         length: number of steps n ≥ 1.
 
     Event shape ``(length, d)``, batch shape ``()`` or what it is expanded to.
 
     Raises:
-        ValueError: α outside [0, 1) or not a vector, a length below one, or a value that is not
-            finite or has another event shape.
+        ValueError: settings out of range; a value that is not finite or has another event shape.
 
     >>> AR1(torch.tensor([0.5, 0.9]), length=8).rsample((3,)).shape
     torch.Size([3, 8, 2])
@@ -243,7 +232,7 @@ class AR1(Distribution):
         self.alpha = _check_alpha(alpha, values=validate_args is not False and checking())
         self.length = _check_length(length)
         event_shape = torch.Size((self.length, len(self.alpha)))
-        super().__init__(torch.Size(), event_shape, validate_args=False)
+        super().__init__(event_shape=event_shape, validate_args=False)
 
     def expand(self, batch_shape, _instance=None) -> "AR1":
         """The same distribution with the batch shape ``batch_shape``."""
@@ -254,9 +243,8 @@ class AR1(Distribution):
     @property
     def innovation_scale(self) -> Tensor:
         """Standard deviation of each step given the one before: 1, then √(1 − α²), ``(n, d)``."""
-        step = (1 - self.alpha.square()).sqrt().expand(self.event_shape)
-        first = torch.arange(self.length, device=step.device).unsqueeze(-1) == 0
-        return torch.where(first, torch.ones_like(step), step)
+        step = (1 - self.alpha.square()).sqrt().expand(self.length - 1, -1)
+        return torch.cat([torch.ones_like(self.alpha).unsqueeze(0), step])
 
     @property
     def mean(self) -> Tensor:
@@ -280,10 +268,9 @@ class AR1(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density in nats, ``(*batch,)``."""
         check_event(self, value)
-        innovation = value - self.alpha * _previous(value)
-        scale = self.innovation_scale
-        log_density = -0.5 * (innovation / scale).square() - scale.log() - _LOG_SQRT_2PI
-        log_density = log_density.sum((-2, -1))
+        innovation, scale = value - self.alpha * _previous(value), self.innovation_scale
+        each = -0.5 * (innovation / scale).square() - scale.log() - _LOG_SQRT_2PI
+        log_density = each.sum((-2, -1))
         if checking() and log_density.isnan().any():
             raise ValueError("AR1: expected finite values, got nan or infinity among them")
         return log_density.expand(broadcast("batches", log_density.shape, self.batch_shape))
@@ -308,9 +295,8 @@ def kl_terms(q: Distribution, p: Distribution) -> Tensor | None:
     if type(q) is not DiagNormal or type(p) not in (DiagNormal, AR1):
         return None
     if q.event_shape != p.event_shape:  # the two would broadcast to a number without meaning
-        raise ValueError(
-            f"expected equal event shapes, got {tuple(q.event_shape)} and {tuple(p.event_shape)}"
-        )
+        events = f"{tuple(q.event_shape)} and {tuple(p.event_shape)}"
+        raise ValueError(f"expected equal event shapes, got {events}")
     batch = broadcast("batch shapes", q.batch_shape, p.batch_shape)
     if isinstance(p, DiagNormal):
         ratio, shift = q.scale / p.scale, (q.loc - p.loc) / p.scale
@@ -319,8 +305,8 @@ def kl_terms(q: Distribution, p: Distribution) -> Tensor | None:
     variance, scale = q.scale.square(), p.innovation_scale
     innovation = q.loc - p.alpha * _previous(q.loc)
     spread = variance + p.alpha.square() * _previous(variance)
-    ratio = 2 * (q.scale / scale).log()
-    terms = 0.5 * ((innovation.square() + spread) / scale.square() - 1 - ratio)
+    log_ratio = 2 * (q.scale / scale).log()
+    terms = 0.5 * ((innovation.square() + spread) / scale.square() - 1 - log_ratio)
     return terms.expand(batch + q.event_shape)
 
 
@@ -341,14 +327,13 @@ def committed_rate(alpha: Tensor, length: int) -> Tensor:
     and no weights can bring KL(q ‖ p) below δ. Razavi et al. (2019), equation 4.
 
     Args:
-        alpha: correlation of neighbours in each channel, ``(d,)`` in [0, 1).
-        length: number of steps n ≥ 1.
+        alpha, length: as in :class:`AR1`.
 
     >>> committed_rate(torch.tensor([0.5, 0.9]), 14)
     tensor(5.8730)
     """
-    squared = _check_alpha(alpha).square()
-    if _check_length(length) == 1:
+    squared, length = _check_alpha(alpha).square(), _check_length(length)
+    if length == 1:
         return torch.zeros_like(squared).sum()
     return 0.5 * ((length - 2) * torch.log1p(squared) - torch.log1p(-squared)).sum()
 
@@ -358,8 +343,8 @@ def committed_variance(alpha: Tensor, length: int) -> Tensor:
 
     1 − α² at both ends, (1 − α²)/(1 + α²) inside; 1 for length 1.
     """
-    squared = _check_alpha(alpha).square()
-    if _check_length(length) == 1:
+    squared, length = _check_alpha(alpha).square(), _check_length(length)
+    if length == 1:
         return torch.ones_like(squared).unsqueeze(0)
     inside = torch.arange(length, device=squared.device).unsqueeze(-1) % (length - 1) != 0
     return torch.where(inside, (1 - squared) / (1 + squared), 1 - squared)
@@ -370,33 +355,21 @@ def _previous(rows: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(rows[..., :1, :]), rows[..., :-1, :]], -2)
 
 
-def _check_parameters(loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The two as floats of at least 32 bits and of one shape."""
-    if not (loc.is_floating_point() and scale.is_floating_point()):
-        raise TypeError(f"expected float loc and scale, got {loc.dtype} and {scale.dtype}")
-    shape = broadcast("loc and scale", loc.shape, scale.shape)
-    return to_float32(loc).expand(shape), to_float32(scale).expand(shape)
-
-
 def _check_event_dims(event_dims: int, parameter: Tensor) -> None:
     if not 1 <= event_dims <= parameter.dim():
-        raise ValueError(
-            f"expected 1 <= event_dims <= number of dimensions, got event_dims={event_dims} "
-            f"for parameters {tuple(parameter.shape)}"
-        )
+        shape = tuple(parameter.shape)
+        raise ValueError(f"expected 1 <= event_dims <= {len(shape)} for {shape}, got {event_dims}")
 
 
-def _check_values(loc: Tensor, scale: Tensor) -> None:
+def _check_scale(scale: Tensor) -> None:
     """Raise ``ValueError`` where there is no density: it needs σ², neither zero nor infinite."""
-    _check_finite("loc", loc)
     least, most = aminmax(scale)
     if not least > 0:
         raise ValueError(f"expected scale > 0, got {least} in it")
     limits = torch.finfo(scale.dtype)
     if not limits.tiny**0.5 <= least <= most <= limits.max**0.5:
-        raise ValueError(
-            f"expected scales whose squares {scale.dtype} can hold, got {least} to {most}"
-        )
+        kind, got = scale.dtype, f"{least} to {most}"
+        raise ValueError(f"expected scales whose squares {kind} can hold, got {got}")
 
 
 def _check_finite(name: str, x: Tensor) -> None:
@@ -407,18 +380,13 @@ def _check_finite(name: str, x: Tensor) -> None:
 
 def _check_alpha(alpha: Tensor | Sequence[float], values: bool = True) -> Tensor:
     """As a float tensor: arrays and lists get torch's default type, as weights have it."""
-    if not isinstance(alpha, Tensor):
-        alpha = torch.as_tensor(alpha, dtype=torch.get_default_dtype())
-    alpha = to_float32(alpha)
-    if alpha.is_complex():
-        raise TypeError(f"expected real alpha, got {alpha.dtype}")
-    if not alpha.is_floating_point():
-        alpha = alpha.to(torch.get_default_dtype())
-    if alpha.dim() != 1 or not len(alpha):
-        raise ValueError(f"expected alpha of shape (d,), got {tuple(alpha.shape)}")
+    default = torch.get_default_dtype()
+    alpha = to_float32(alpha) if isinstance(alpha, Tensor) else torch.tensor(alpha, dtype=default)
+    if alpha.is_complex() or alpha.dim() != 1 or not len(alpha):
+        raise ValueError(f"expected real alpha (d,), got {alpha.dtype} {tuple(alpha.shape)}")
     if values and not ((alpha >= 0) & (alpha < 1)).all():
         raise ValueError(f"expected alpha in [0, 1), got {alpha.tolist()}")
-    return alpha
+    return alpha if alpha.is_floating_point() else alpha.to(default)
 
 
 def _check_length(length: int) -> int:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def init_normal_(module: nn.Module, std: float = 0.01) -> nn.Module:
 
 def is_int(x: object) -> bool:
     """Whether ``x`` is a whole number, numpy's included, and no boolean."""
-    return hasattr(x, "__index__") and not isinstance(x, (bool, Tensor))
+    return isinstance(x, Integral) and not isinstance(x, bool)
 
 
 def latent_shape(latents: int | Sequence[int]) -> tuple[int, ...]:

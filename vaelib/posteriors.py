@@ -1,7 +1,7 @@
 """Posterior families: modules that turn the raw outputs of a network into q(z|x).
 
-An encoder is a network with such a head. The family decides which posteriors can be reached at
-all, whatever the network says; with the right prior it commits the model to a rate.
+An encoder is a network with such a head. The family decides which posteriors can be reached,
+whatever the network says; with the right prior it commits the model to a rate.
 """
 
 import math
@@ -35,11 +35,9 @@ class Posterior(nn.Module):
 
     def _split(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """The two raw numbers of each latent variable, ``(*batch, *event_shape)`` each."""
-        batch = raw.dim() - len(self.raw_shape)
-        if batch < 0 or tuple(raw.shape[batch:]) != self.raw_shape:
-            raise ValueError(
-                f"expected raw outputs of shape (*batch, *{self.raw_shape}), got {tuple(raw.shape)}"
-            )
+        batch, got = raw.dim() - len(self.raw_shape), tuple(raw.shape)
+        if batch < 0 or got[batch:] != self.raw_shape:
+            raise ValueError(f"expected raw outputs (*batch, *{self.raw_shape}), got {got}")
         if not raw.is_floating_point():
             raise TypeError(f"expected float raw outputs, got {raw.dtype}")
         return to_float32(raw).chunk(2, dim=-1)
@@ -144,15 +142,11 @@ class IndependentPosterior(Posterior):
         # Rounding can make g negative at its roots, and √ has no derivative at 0. There σ² alone
         # costs δ already, and μ = 0 is right.
         least = squared.clamp(min=torch.finfo(squared.dtype).tiny).sqrt()
-        return DiagNormal(
-            self._loc(least, shift), (0.5 * log_variance).exp(), len(self.event_shape)
-        )
-
-    def _loc(self, least: Tensor, shift: Tensor) -> Tensor:
-        """μ with |μ| ≥ ``least``."""
         if self.sign == "free":
-            return shift + torch.where(shift < 0, -least, least)
-        return least + shift.relu() if self.sign == "positive" else -least - (-shift).relu()
+            loc = shift + torch.where(shift < 0, -least, least)
+        else:
+            loc = least + shift.relu() if self.sign == "positive" else -least - (-shift).relu()
+        return DiagNormal(loc, (0.5 * log_variance).exp(), len(self.event_shape))
 
 
 def variance_roots(delta: float) -> tuple[float, float]:
@@ -167,7 +161,7 @@ def variance_roots(delta: float) -> tuple[float, float]:
     """
 
     def g(log_variance: float) -> float:
-        return 2 * delta + 1 + log_variance - math.exp(log_variance)
+        return far + log_variance - math.exp(log_variance)
 
     far = 2 * delta + 1  # g is 2δ at 0 and negative at ± far
     return math.exp(brentq(g, -far, 0, xtol=1e-15)), math.exp(brentq(g, 0, far, xtol=1e-15))

@@ -6,14 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from vaelib.distributions import (
-    AR1,
-    DiagNormal,
-    broadcast,
-    check_event,
-    checking,
-    expanded_batch,
-)
+from vaelib.distributions import AR1, DiagNormal, broadcast, check_event, checking, expanded_batch
 from vaelib.networks import full_precision, is_int
 
 
@@ -65,10 +58,10 @@ class AuxiliaryPrior(nn.Module):
 
         p(z) = Π_t N(z_t; μ_t, diag σ_t²),   (μ_t, ln σ_t²) = W LSTM(z_1 … z_{t−1}) + b
 
-    Trained after the model, on codes of the training images
-    (:func:`vaelib.training.learning.auxiliary_prior_step`), it replaces the prior that the model was
-    trained with: ``VAE(vae.encoder, auxiliary, vae.decoder)``. Its better predictions lower the
-    rate at the same distortion. Razavi et al. (2019).
+    Trained after the model, on codes of the training images (``auxiliary_prior_step`` in
+    :mod:`vaelib.training.learning`), it replaces the prior that the model was trained with:
+    ``VAE(vae.encoder, auxiliary, vae.decoder)``. Its better predictions lower the rate at the same
+    distortion. Razavi et al. (2019).
 
     Args:
         latents: size d of the vector of each row.
@@ -81,11 +74,10 @@ class AuxiliaryPrior(nn.Module):
 
     def __init__(self, latents: int, length: int, hidden: int = 64):
         super().__init__()
-        if not all(is_int(size) and size >= 1 for size in (latents, length, hidden)):
-            raise ValueError(
-                f"expected latents, length and hidden >= 1, got {latents}, {length} and {hidden}"
-            )
-        latents, length, hidden = int(latents), int(length), int(hidden)  # an LSTM refuses numpy's
+        sizes = latents, length, hidden
+        if not all(is_int(size) and size >= 1 for size in sizes):
+            raise ValueError(f"expected latents, length and hidden >= 1, got {sizes}")
+        latents, length, hidden = map(int, sizes)  # an LSTM refuses numpy's
         self.event_shape = (length, latents)
         self.lstm = nn.LSTM(latents, hidden, batch_first=True)
         self.out = nn.Linear(hidden, 2 * latents)
@@ -106,12 +98,8 @@ class AuxiliaryPrior(nn.Module):
     def step(self, previous: Tensor, state=None) -> tuple[DiagNormal, tuple[Tensor, Tensor]]:
         """p(z_t | z_1 … z_{t−1}) of the rows after ``previous``, and the LSTM's state there.
 
-        Args:
-            previous: z_{t−1} of one or more rows ``(B, rows, d)``; zeros for the first row.
-            state: the LSTM's state before them, none at the start.
-
-        Returns:
-            A :class:`DiagNormal` with batch ``(B, rows)`` and event ``(d,)``, and the state.
+        ``previous`` holds z_{t−1} of one or more rows ``(B, rows, d)``, zeros for the first, and
+        ``state`` is the LSTM's before them. The distribution has batch ``(B, rows)``, event (d,).
         """
         seen, state = full_precision(self.lstm, previous, state)
         loc, log_variance = full_precision(self.out, seen).chunk(2, dim=-1)
@@ -131,8 +119,7 @@ class RecurrentNormal(Distribution):
     support = constraints.independent(constraints.real, 2)
 
     def __init__(self, prior: AuxiliaryPrior, batch_shape: Sequence[int] = ()):
-        self.prior = prior
-        event_shape = torch.Size(prior.event_shape)
+        self.prior, event_shape = prior, torch.Size(prior.event_shape)
         super().__init__(torch.Size(batch_shape), event_shape, validate_args=False)
 
     def expand(self, batch_shape, _instance=None) -> "RecurrentNormal":

@@ -104,18 +104,29 @@ class VAE(nn.Module):
             raise ValueError(f"expected estimator 'auto', 'A' or 'B', got {estimator!r}")
         check_batch(x)
         q, p = self.encoder(x), self.prior()
-        _check("batch of prior()", p.batch_shape, ())
-        _check("event of encoder(x)", q.event_shape, p.event_shape)
+        _check(
+            {
+                "batch of prior()": (p.batch_shape, ()),
+                "event of encoder(x)": (q.event_shape, p.event_shape),
+            }
+        )
         leading = () if samples == 1 else (samples,)
         z = q.rsample(leading)  # (*leading, B, *latent_shape)
         given = () if labels is None else (labels.expand(*leading, *labels.shape),)
         likelihood = self.decoder(z, *given)  # batch (*leading, B)
         batch = x.shape[: max(0, x.dim() - len(likelihood.event_shape))]
-        _check("images (x)", x.shape[len(batch) :], likelihood.event_shape)
-        _check("batch of encoder(x)", q.batch_shape, batch)
-        _check("batch of decoder(z)", likelihood.batch_shape, (*leading, *batch))
+        _check(
+            {
+                "images (x)": (x.shape[len(batch) :], likelihood.event_shape),
+                "batch of encoder(x)": (q.batch_shape, batch),
+                "batch of decoder(z)": (likelihood.batch_shape, (*leading, *batch)),
+            }
+        )
         distortion, rate = -likelihood.log_prob(x), _rate(q, p, z, estimator)
-        bound = ELBO(_mean(distortion, batch), _mean(rate, batch))
+        if leading:
+            distortion = distortion.mean(0)
+            rate = rate.mean(0) if rate.dim() > len(batch) else rate
+        bound = ELBO(distortion, rate)
         return SplitELBO(*bound, None if estimator == "A" else kl_terms(q, p)) if split else bound
 
     @torch.no_grad()
@@ -169,7 +180,8 @@ class WithoutLatents(nn.Module):
         """ELBO(−log p(x), 0), each ``(B,)`` nats; with ``labels`` (B,) it is log p(x|label)."""
         check_batch(x)
         likelihood = self.decoder() if labels is None else self.decoder(labels=labels)
-        _check("batch of decoder()", likelihood.batch_shape, () if labels is None else x.shape[:1])
+        expected = () if labels is None else x.shape[:1]
+        _check({"batch of decoder()": (likelihood.batch_shape, expected)})
         distortion = -likelihood.log_prob(x)
         bound = ELBO(distortion, torch.zeros_like(distortion))
         return SplitELBO(*bound) if split else bound
@@ -196,12 +208,8 @@ def _rate(q: Distribution, p: Distribution, z: Tensor, estimator: str) -> Tensor
     return q.log_prob(z) - p.log_prob(z)
 
 
-def _mean(values: Tensor, batch: Sequence[int]) -> Tensor:
-    """Average over the leading dimension of samples, where there is one."""
-    return values.mean(0) if values.dim() > len(batch) else values
-
-
-def _check(what: str, got: Sequence[int], expected: Sequence[int]) -> None:
-    """torch broadcasts what does not fit; every mismatch must be an error here instead."""
-    if tuple(got) != tuple(expected):
-        raise ValueError(f"{what}: expected shape {tuple(expected)}, got {tuple(got)}")
+def _check(shapes: dict[str, tuple[Sequence[int], Sequence[int]]]) -> None:
+    """Raise ``ValueError`` where two shapes differ: torch would broadcast what does not fit."""
+    for what, (got, expected) in shapes.items():
+        if tuple(got) != tuple(expected):
+            raise ValueError(f"{what}: expected shape {tuple(expected)}, got {tuple(got)}")

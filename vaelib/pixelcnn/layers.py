@@ -41,12 +41,8 @@ class CausalConv2d(nn.Conv2d):
         if cache is not None:
             return cache.convolve(self, x)
         padded = F.pad(x, (0, 0, self.left, self.right, self.above, 0))
-        return _convolve(padded, self.weight * self.mask, self.bias)
-
-
-def _convolve(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """Convolution without padding of channels-last ``(B, H, W, C)``."""
-    return F.conv2d(x.permute(0, 3, 1, 2), kernel, bias).permute(0, 2, 3, 1)
+        kernel = self.weight * self.mask
+        return F.conv2d(padded.permute(0, 3, 1, 2), kernel, self.bias).permute(0, 2, 3, 1)
 
 
 def square_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv2d:
@@ -136,7 +132,8 @@ class Cache:
             self._kernels[conv] = kernel.contiguous(memory_format=torch.channels_last)
         kernel = self._kernels[conv]
         if patch.shape[1:3] != conv.kernel_size:
-            return _convolve(patch, kernel, conv.bias)
+            maps = F.conv2d(patch.permute(0, 3, 1, 2), kernel, conv.bias)
+            return maps.permute(0, 2, 3, 1)
         # One pixel is one matrix product, much cheaper than a call to the convolution.
         flat = kernel.permute(0, 2, 3, 1).flatten(1)  # no copy, as the channels are last in memory
         return F.linear(patch.flatten(1), flat, conv.bias)[:, None, None]
@@ -180,7 +177,10 @@ class Conditioning(nn.Linear):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """The bias, ``(B or 1, H or 1, W or 1, outputs)``."""
-        return sum(F.linear(one, self.weight) for one in maps)
+        bias = F.linear(maps[0], self.weight)
+        for one in maps[1:]:
+            bias = bias + F.linear(one, self.weight)
+        return bias
 
 
 class MaskedBlock(nn.Module):

@@ -106,15 +106,15 @@ class AutoregressiveImage(Distribution):
 
     def _run(self, function: Callable[[], Tensor]) -> Tensor:
         """``function()`` with the weights that the model had when this was made."""
-        now = dict(self.model.named_parameters())
-        if all(now.get(name) is weight for name, weight in self.weights.items()):
+        now = self.model.parameters()
+        if list(map(id, now)) == list(map(id, self.weights.values())):
             return function()
         weights = {f"0.{name}": weight for name, weight in self.weights.items()}
         return functional_call(_Holder([self.model]), weights, (function,))
 
     def _maps(self, batch: Sequence[int]) -> list[Tensor]:
         """Context of the batch, flattened."""
-        wide = self.expand(batch)
+        wide = self if batch == self.batch_shape else self.expand(batch)
         z = None if wide.z is None else wide.z.reshape(-1, *self.model.latents)
         return self.model.context(z, None if wide.labels is None else wide.labels.reshape(-1))
 
@@ -333,14 +333,23 @@ class PixelCNN(PixelModel):
     Args:
         layers: residual blocks after the first convolution.
         kernel, first_kernel: sizes of the masked kernels, odd.
-        sizes, settings: latents, image_shape, channels and more, see :class:`PixelModel`.
+        settings: see :class:`PixelModel`, as for the other arguments.
 
     >>> PixelCNN(image_shape=(1, 28, 28))().sample((4,)).shape
     torch.Size([4, 1, 28, 28])
     """
 
-    def __init__(self, *sizes, layers: int = 4, kernel: int = 5, first_kernel: int = 7, **settings):
-        super().__init__(*sizes, **settings)
+    def __init__(
+        self,
+        latents: int | Sequence[int] | None = None,
+        image_shape: Sequence[int] = (1, 28, 28),
+        channels: int = 32,
+        layers: int = 4,
+        kernel: int = 5,
+        first_kernel: int = 7,
+        **settings,
+    ):
+        super().__init__(latents, image_shape, channels, **settings)
         inputs, channels = self.image_shape[0], self.channels
         self.first = square_conv("A", inputs, channels, first_kernel)
         layers = range(check_size("layers", layers))
@@ -363,15 +372,24 @@ class GatedPixelCNN(PixelModel):
     Args:
         layers: gated layers after the first convolutions.
         kernel, first_kernel: sizes of the kernels, odd.
-        sizes, settings: latents, image_shape, channels and more, see :class:`PixelModel`.
+        settings: see :class:`PixelModel`, as for the other arguments.
 
     >>> decoder = GatedPixelCNN(latents=16, image_shape=(1, 28, 28))
     >>> decoder(torch.randn(8, 16)).log_prob(torch.ones(8, 1, 28, 28)).shape
     torch.Size([8])
     """
 
-    def __init__(self, *sizes, layers: int = 4, kernel: int = 5, first_kernel: int = 7, **settings):
-        super().__init__(*sizes, **settings)
+    def __init__(
+        self,
+        latents: int | Sequence[int] | None = None,
+        image_shape: Sequence[int] = (1, 28, 28),
+        channels: int = 32,
+        layers: int = 4,
+        kernel: int = 5,
+        first_kernel: int = 7,
+        **settings,
+    ):
+        super().__init__(latents, image_shape, channels, **settings)
         inputs, channels = self.image_shape[0], self.channels
         self.first_vertical = vertical_conv("A", inputs, channels, first_kernel)
         self.first_horizontal = horizontal_conv("A", inputs, channels, first_kernel)
@@ -406,15 +424,25 @@ class PixelSNAIL(PixelModel):
         residuals: gated residual blocks before each attention.
         heads: of the attention; divides ``channels``.
         dropout: probability, inside the residual blocks; drawing images switches it off.
-        sizes, settings: latents, image_shape, channels and more, see :class:`PixelModel`.
+        settings: see :class:`PixelModel`, as for the other arguments.
 
     >>> prior = PixelSNAIL(latents=(32, 8), image_shape=(3, 32, 32), likelihood="logistic_mixture")
     >>> prior(torch.randn(2, 32, 8)).log_prob(torch.ones(2, 3, 32, 32)).shape
     torch.Size([2])
     """
 
-    def __init__(self, *sizes, blocks=2, residuals=2, heads=1, dropout=0.0, **settings):
-        super().__init__(*sizes, **settings)
+    def __init__(
+        self,
+        latents: int | Sequence[int] | None = None,
+        image_shape: Sequence[int] = (1, 28, 28),
+        channels: int = 32,
+        blocks: int = 2,
+        residuals: int = 2,
+        heads: int = 1,
+        dropout: float = 0.0,
+        **settings,
+    ):
+        super().__init__(latents, image_shape, channels, **settings)
         inputs, channels, context = self.image_shape[0], self.channels, self.context_size
         blocks, residuals = check_size("blocks", blocks), check_size("residuals", residuals)
         self.first_vertical = vertical_conv("A", inputs, channels, 3)
