@@ -285,7 +285,7 @@ def test_half_precision_parameters_are_computed_with_in_float32(dtype):
     assert exact[0] > 65_504 and q.rsample().dtype == torch.float32
     close(kl_divergence(q, p).double(), exact, rtol=1e-6, atol=0)
     logits = torch.full((1, 28, 28), -100.0, dtype=dtype)
-    assert PixelBernoulli(logits).log_prob(torch.ones(1, 28, 28)).item() == -78_400
+    assert PixelBernoulli(logits).log_prob(torch.ones_like(logits)).item() == -78_400
     alpha = torch.linspace(0.5, 0.95, 8).to(dtype)
     q = DiagNormal(torch.zeros(32, 8), committed_variance(alpha, 32).sqrt(), 2)
     rate = kl_divergence(q, AR1(alpha, 32))

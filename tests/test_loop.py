@@ -306,6 +306,23 @@ def test_fit_reaches_the_exact_optimum_of_ppca():
     assert exact - 0.1 < bound < exact + 0.03
 
 
+def test_a_transform_may_change_the_number_of_images():
+    """The mean is over what was trained on."""
+    twice = lambda x: torch.cat([x, x])  # noqa: E731
+    bounds = [run(small_vae(), epochs=1, transform=t)["train_bound"][0] for t in (None, twice)]
+    assert bounds[0] == pytest.approx(bounds[1], abs=0.5)
+
+
+def test_one_task_of_a_cluster_job_trains_alone(monkeypatch):
+    """A scheduler's variables do not make a run one of several: only torchrun's do."""
+    straight, vae = small_vae(), small_vae()
+    run(straight)
+    for name, value in {"SLURM_NTASKS": 2, "SLURM_PROCID": 1, "WORLD_SIZE": 2, "RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    run(vae)
+    assert_same_weights(straight, vae)
+
+
 def test_the_average_is_the_exponential_one():
     """By hand: the first weights, then e old + (1 − e) new with e = min(ema, (1 + u)/(10 + u))."""
     weights, vae, test = [], small_vae().double(), images(7, 2).double()

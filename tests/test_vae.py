@@ -12,9 +12,9 @@ from torch import distributions as td
 from torch import nn
 
 from vaelib import VAE, WithoutLatents
-from vaelib.decoders import BernoulliMLP, GaussianMLP, VariationalWeights
+from vaelib.decoders import BernoulliMLP, ConvDecoder, GaussianMLP, VariationalWeights
 from vaelib.distributions import DiagNormal, committed_rate, kl_terms
-from vaelib.encoders import AntiCausalEncoder, MLPEncoder
+from vaelib.encoders import AntiCausalEncoder, ConvEncoder, MLPEncoder
 from vaelib.inference.linear_vae import PPCA, linear_slots
 from vaelib.pixelcnn import GatedPixelCNN, PixelCNN, PixelSNAIL
 from vaelib.posteriors import IndependentPosterior, SequentialPosterior
@@ -141,10 +141,8 @@ def test_draws_do_not_depend_on_the_mode_and_restore_it(kind):
         for network in [vae.encoder.network, *([vae.decoder.network] if kind == "mlp" else [])]:
             network.append(nn.Dropout(dropout))
         model = (WithoutLatents(vae.decoder) if kind == "alone" else vae).train(mode)
-        drawn = [
-            model.sample(9),
-            *([] if kind == "alone" else [vae.reconstruct(images(9).float())]),
-        ]
+        drawn = [model.sample(9)]
+        drawn += [] if kind == "alone" else [vae.reconstruct(images(9).float())]
         assert all(module.training == mode for module in model.modules())
         return torch.stack(drawn)
 
@@ -156,6 +154,7 @@ ROWS = (4, 2)
 ENCODERS = {
     "mlp": lambda: MLPEncoder(ROWS, SHAPE, 6),
     "mlp, independent": lambda: MLPEncoder(ROWS, SHAPE, 6, IndependentPosterior(0.1, ROWS)),
+    "convolutional": lambda: ConvEncoder(ROWS, SHAPE, (4,)),
     "anti-causal": lambda: AntiCausalEncoder(2, SHAPE, None, 4, 1, 3),
     "sequential": lambda: AntiCausalEncoder(2, SHAPE, SequentialPosterior(ALPHA, 4), 4, 1, 3),
 }
@@ -167,6 +166,7 @@ PRIORS = {
 DECODERS = {
     "bernoulli": lambda: BernoulliMLP(ROWS, SHAPE, 6),
     "gaussian": lambda: GaussianMLP(ROWS, SHAPE, 6),
+    "convolutional": lambda: ConvDecoder(ROWS, SHAPE, (4,)),
     "uncertain": lambda: VariationalWeights(BernoulliMLP(ROWS, SHAPE, 6), 0.1),
     "pixelcnn": lambda: PixelCNN(ROWS, **SMALL, **CONV),
     "gated": lambda: GatedPixelCNN(ROWS, **SMALL, **CONV, inject="map"),
@@ -313,8 +313,8 @@ def test_any_images_get_a_bound_or_a_clear_error(kind, shape, dtype, special):
 
 
 # Under autocast the networks compute in bfloat16, the bound does not.
-GREY = torch.tensor(load_digits().images[:60] / 16).float().unsqueeze(1)  # 8 × 8, 17 levels
-SIDE, LEVELS = (1, 8, 8), {"bernoulli": 2, "categorical": 17, "logistic_mixture": 17}
+GREY = torch.tensor(load_digits().images[:60] / 16).float().unsqueeze(1)  # 8 × 8
+SIDE, LEVELS = (1, 8, 8), {"bernoulli": 2, "categorical": 32, "logistic_mixture": 256}
 AUTOCAST = [(BernoulliMLP, None), (GaussianMLP, None)]
 AUTOCAST += [(kind, one) for kind in (PixelCNN, GatedPixelCNN, PixelSNAIL) for one in LEVELS]
 autocast = pytest.mark.parametrize(("kind", "likelihood"), AUTOCAST)
@@ -325,8 +325,8 @@ def decoder_and_images(kind, likelihood):
         return kind((8, 2), SIDE, 50), GREY
     more = {"blocks": 1, "residuals": 2} if kind is PixelSNAIL else CONV | {"layers": 2}
     more |= {"likelihood": likelihood, "levels": LEVELS[likelihood], "mixtures": 3}
-    x = GREY.round() if likelihood == "bernoulli" else GREY
-    return kind((8, 2), SIDE, 8, context=4, **more), x
+    most = LEVELS[likelihood] - 1
+    return kind((8, 2), SIDE, 8, context=4, **more), (GREY * most).round() / most
 
 
 @autocast
@@ -346,6 +346,10 @@ def test_the_bound_under_autocast_is_that_of_float32(kind, likelihood):
         torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             bounds.append(vae(x))
+            drawn = vae.sample(4)
+        assert drawn.dtype == torch.float32
+        if likelihood:
+            decoder.pixels.check(drawn)
         bounds[-1].value.mean().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in vae.parameters()]))
     full, half = (bound.value.mean() for bound in bounds)

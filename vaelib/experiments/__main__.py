@@ -30,13 +30,11 @@ import tyro
 
 from vaelib.data import DataError, Images, cache_folder
 from vaelib.experiments import recipes, tables
-from vaelib.experiments.recipes import Recipe
+from vaelib.experiments.recipes import Recipe, expect
 from vaelib.experiments.rows import RECIPES, prior_name
 from vaelib.teaching import scaling
 from vaelib.training.checkpoint import save, versions, write_text
 from vaelib.training.loop import History, fit
-
-PROBE = 3  # updates that are timed for the estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +51,8 @@ class Options:
     progress: bool = True  # say on stderr what happens
 
     def __post_init__(self):
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"expected ema in [0, 1), got {self.ema}")
-        if self.evaluations < 1:
-            raise ValueError(f"expected evaluations >= 1, got {self.evaluations}")
+        expect(0 <= self.ema < 1, "ema in [0, 1)", self.ema)
+        expect(self.evaluations >= 1, "evaluations >= 1", self.evaluations)
 
 
 @dataclass
@@ -68,46 +64,33 @@ class Row:
 
 
 def run(name: str, recipe: Recipe, options: Options, images: Images | None = None) -> dict:
-    """Train a row and keep the model -> what is worth knowing about it, ready for JSON.
+    """Train a row, or a changed one, and keep the model -> what to know about it, for JSON.
 
-    Under ``torchrun`` all processes call it, and all get the same.
-
-    Args:
-        name: of the row, see :data:`vaelib.experiments.rows.RECIPES`.
-        recipe: that row's, or a changed one.
-        options: how to train.
-        images: by default those that the recipe names.
-
-    Raises:
-        DataError: the data cannot be had.
-        ValueError: a recipe that cannot be built, images of another shape, or a checkpoint of
-            another run.
-        KeyboardInterrupt: Ctrl-C; the same call goes on from the checkpoint.
+    By default on the images of the recipe. Under ``torchrun`` all processes call it and get the
+    same. After ``KeyboardInterrupt`` (Ctrl-C) the same call goes on from the checkpoint.
     """
-    model = recipes.build(recipe)
-    images = recipes.load(recipe) if images is None else images
+    model, images = recipes.build(recipe), images or recipes.load(recipe)
     recipes.check_shape(recipe, images)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    precision = options.precision or ("bf16" if device.type == "cuda" else "32")
-    options = replace(options, precision=precision, device=device.type)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    precision = options.precision or ("bf16" if device == "cuda" else "32")
+    options = replace(options, precision=precision, device=device)
     how = {"device": device, "bf16": precision == "bf16", "progress": options.progress}
     say = _say if options.progress else lambda text: None
     result, stem = _facts(name, recipe, options, images), _stem(name, recipe, options)
     result["parameters"] = sum(p.numel() for p in model.parameters())
     say(_headline(result))
     if options.progress:
-        seconds = timedelta(seconds=round(estimate(recipe, images, **how | {"progress": False})))
-        say(f"  about {seconds} in all, without evaluations")
+        seconds = round(estimate(recipe, images, **how | {"progress": False}))
+        say(f"  about {timedelta(seconds=seconds)} in all, without evaluations")
     more = {"ema": options.ema or None, "compile": options.compile}
     more["evaluate_every"] = max(1, recipe.epochs // options.evaluations)
     history = recipes.fit_recipe(recipe, model, images, checkpoint=f"{stem}.pt", **how, **more)
     model = model if history.average is None else history.average
     say(_add(result, prior_name(recipe), history))
     if recipe.auxiliary_epochs:
-        prior = f"{stem}.prior.pt"
-        history = recipes.fit_auxiliary(recipe, model, images, checkpoint=prior, **how)
-        say(_add(result, "auxiliary prior", history))
-    if _rank() == 0:
+        how["checkpoint"] = f"{stem}.prior.pt"
+        say(_add(result, "auxiliary prior", recipes.fit_auxiliary(recipe, model, images, **how)))
+    if _torchrun("RANK", 0) == 0:
         save(model, f"{stem}.model.pt", recipe=asdict(recipe), result=result)
     say(f"vaelib.load({stem + '.model.pt'!r}) is the model")
     return result
@@ -118,8 +101,7 @@ def _stem(name: str, recipe: Recipe, options: Options) -> str:
     if options.checkpoint is not None:
         return str(options.checkpoint.expanduser()).removesuffix(".pt")
     mark = hashlib.sha256(json.dumps(asdict(recipe)).encode()).hexdigest()[:8]
-    mark = "" if recipe == RECIPES.get(name) else f"-{mark}"
-    return str(cache_folder() / "runs" / f"{name}{mark}")
+    return str(cache_folder() / "runs" / (name if recipe == RECIPES[name] else f"{name}-{mark}"))
 
 
 def estimate(recipe: Recipe, images: Images, **how) -> float:
@@ -127,33 +109,29 @@ def estimate(recipe: Recipe, images: Images, **how) -> float:
     how |= {"epochs": 1, "batch_size": recipe.batch_size}
     how["transform"] = recipes.DATASETS[recipe.data].transform
     times = [time.perf_counter()]
-    for updates in (1, 1, 1 + PROBE):  # libraries set themselves up on first use
+    for updates in (1, 1, 4):  # libraries set themselves up on first use
         fit(recipes.build(recipe), images.train[: updates * recipe.batch_size], **how)
         times.append(time.perf_counter())
-    each = max(0.0, times[3] - 2 * times[2] + times[1]) / PROBE
+    each = max(0.0, times[3] - 2 * times[2] + times[1]) / 3
     return each * recipe.epochs * -(-len(images.train) // recipe.batch_size)
 
 
 def _facts(name: str, recipe: Recipe, options: Options, images: Images) -> dict:
     """What a reader of the numbers must know."""
     facts = {"recipe": asdict(recipe), "options": asdict(options)}
-    facts = json.loads(json.dumps(facts, default=str)) | {"seed": recipe.seed}
-    facts |= {"name": name, "label": recipe.label, "versions": versions(), "seconds": 0.0}
+    facts = json.loads(json.dumps(facts, default=str)) | {"name": name, "label": recipe.label}
+    facts |= {"seed": recipe.seed, "versions": versions(), "seconds": 0.0, "numbers": {}}
     facts["data"] = {"train": len(images.train), "test": len(images.test), "source": images.source}
     facts["scale"] = "tiny" if images.source == "synthetic" else scaling.current()
-    facts["hardware"] = hardware(options.device)
-    facts["processes"] = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
-    facts["changed"] = tables.changes(name, facts["recipe"]) if name in RECIPES else {}
-    priors = [prior_name(recipe), *(["auxiliary prior"] if recipe.auxiliary_epochs else [])]
-    row = RECIPES.get(name, recipe)  # a target is for the data of its row
+    gpu, processor = options.device == "cuda", platform.processor() or platform.machine()
+    facts["hardware"] = torch.cuda.get_device_name() if gpu else processor
+    facts |= {"processes": _torchrun("WORLD_SIZE", 1), "changed": tables.changes(facts)}
+    facts["targets"], row = {}, RECIPES[name]  # a target is for the data of its row
     own = (recipe.data.removesuffix("-full"), recipe.image_shape) == (row.data, row.image_shape)
-    found = {prior: tables.target(name, prior) for prior in priors}
-    facts["targets"] = {
-        prior: "{value} {unit}, {model} ({source})".format(**one)
-        for prior, one in found.items()
-        if one and own and facts["scale"] != "tiny"
-    }
-    return facts | {"numbers": {}}
+    for prior in (prior_name(recipe), *["auxiliary prior"] * (recipe.auxiliary_epochs > 0)):
+        if own and facts["scale"] != "tiny" and (one := tables.target(name, prior)):
+            facts["targets"][prior] = "{value} {unit}, {model} ({source})".format(**one)
+    return facts
 
 
 def _add(result: dict, prior: str, history: History) -> str:
@@ -174,25 +152,14 @@ def _add(result: dict, prior: str, history: History) -> str:
 
 
 def _headline(result: dict) -> str:
-    data, changed = result["data"], result["changed"]
-    return (
-        f"{result['name']}: {result['label']}, {result['parameters']:,} parameters\n"
-        f"  {data['train']:,} training and {data['test']:,} test images, {data['source']}\n"
-        f"  {result['processes']} × {result['hardware']}, {result['options']['precision']}"
-        + "".join(f"\n  target {text}, {prior}" for prior, text in result["targets"].items())
-        + (f"\n  changed: {changed}" if changed else "")
-    )
-
-
-def hardware(device: str) -> str:
-    """What computes, by the name of the hardware."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    data = result["data"]
+    lines = [
+        f"{result['name']}: {result['label']}, {result['parameters']:,} parameters",
+        f"{data['train']:,} training and {data['test']:,} test images, {data['source']}",
+        f"{result['processes']} × {result['hardware']}, {result['options']['precision']}",
+    ]
+    lines += [f"target {text}, {prior}" for prior, text in result["targets"].items()]
+    return "\n  ".join(lines + [f"changed: {result['changed']}"] * bool(result["changed"]))
 
 
 def is_tiny() -> bool:
@@ -217,14 +184,12 @@ def missing() -> int:
     What fails or whose data cannot be had is named, and the next one begins.
     """
     folder, failed = cache_folder() / "paper-tiny" if is_tiny() else tables.FOLDER, []
-    if not is_tiny() and (scaling.current() != "paper" or not torch.cuda.is_available()):
-        _say(
-            "These runs take hours on a GPU and months on a processor. With a GPU: "
-            "VAELIB_SCALE=paper. In miniature, in another folder: VAELIB_PAPER_TINY=1"
-        )
-        return 1
-    if not is_tiny() and not dist.is_torchelastic_launched():
-        failed = draw_missing(folder)
+    if not is_tiny():
+        if scaling.current() != "paper" or not torch.cuda.is_available():
+            _say("These runs take hours on a GPU and months on a processor: VAELIB_SCALE=paper")
+            _say("with a GPU. In miniature, in another folder: VAELIB_PAPER_TINY=1")
+            return 1
+        failed = [] if dist.is_torchelastic_launched() else draw_missing(folder)
     for name in [name for name in RECIPES if not (folder / f"{name}.json").exists()]:
         recipe, images = tiny(RECIPES[name]) if is_tiny() else (RECIPES[name], None)
         try:
@@ -241,48 +206,41 @@ def missing() -> int:
 
 def draw_missing(folder: Path) -> list[str]:
     """Run the notebook of every figure that is missing, in a copy -> those that failed."""
-    failed = []
-    for name in (name for name in tables.FIGURES if not (folder / f"{name}.png").exists()):
+    command = [sys.executable, *"-m nbconvert --to notebook --execute".split()]
+    for name in tables.undrawn(folder):
         _say(f"{name}, target {tables.FIGURES[name]}")
-        notebook = tables.FOLDER.parents[1] / "notebooks" / f"{name}.ipynb"
-        command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute"]
-        command += ["--ExecutePreprocessor.timeout=-1", str(notebook), "--output-dir"]
+        notebook = str(tables.FOLDER.parents[1] / "notebooks" / f"{name}.ipynb")
         with tempfile.TemporaryDirectory() as copy:
-            subprocess.run([*command, copy])
-        if not (folder / f"{name}.png").exists():
-            failed.append(name)
-            _say(f"{name} FAILED: see above")
+            more = ["--ExecutePreprocessor.timeout=-1", notebook, "--output-dir", copy]
+            subprocess.run(command + more)
+    failed = tables.undrawn(folder)
+    _say("".join(f"{name} FAILED: see above\n" for name in failed))
     return failed
 
 
-def _rank() -> int:
-    return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
+def _torchrun(variable: str, alone: int) -> int:
+    return int(os.environ[variable]) if dist.is_torchelastic_launched() else alone
 
 
 def _say(text: str) -> None:
-    if _rank() == 0:
+    if _torchrun("RANK", 0) == 0:
         print(text, file=sys.stderr, flush=True)
 
 
 def _write(result: dict, path: Path) -> None:
-    if _rank() == 0:
+    if _torchrun("RANK", 0) == 0:
         write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
 def _train(name: str, words: Sequence[str]) -> None:
-    row = tyro.cli(
-        Row,
-        prog=f"python -m vaelib.experiments {name}",
-        args=words,
-        default=Row(RECIPES[name], Options()),
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    how = {"prog": f"python -m vaelib.experiments {name}", "config": (tyro.conf.OmitArgPrefixes,)}
+    row = tyro.cli(Row, args=words, default=Row(RECIPES[name], Options()), **how)
     path = row.options.result
     if path is not None:  # better to know now than after the training
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
     result = run(name, row.recipe, row.options)
-    if _rank() == 0:
+    if _torchrun("RANK", 0) == 0:
         print(json.dumps(result["numbers"], indent=1, ensure_ascii=False))
     if path is not None:
         _write(result, path)

@@ -7,9 +7,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import starmap
 from multiprocessing import get_context
@@ -21,6 +20,7 @@ from vaelib.data import Images, check_images
 from vaelib.decoders import BernoulliMLP, GaussianMLP
 from vaelib.distributions import no_validation
 from vaelib.encoders import MLPEncoder
+from vaelib.experiments.recipes import expect
 from vaelib.networks import fork_rng, init_normal_
 from vaelib.priors import StandardNormal
 from vaelib.training.checkpoint import fingerprint, write_text
@@ -38,22 +38,21 @@ UNIT = BATCH * UPDATES
 
 @dataclass(frozen=True)
 class Setting:
-    """What makes one run of the race; its step size is found on the way."""
+    """What makes one run of the race."""
 
     images: str  # "mnist" (Bernoulli pixels) or "frey" (Gaussian pixels)
     latents: int  # Nz, the size of z
-    method: str  # "aevb" or "wake-sleep"
+    method: str  # one of METHODS
     hidden: int  # tanh units in encoder and in decoder
     seed: int = 0  # of initial weights, order and noise
     step_sizes: tuple[float, ...] = STEP_SIZES  # Adagrad's, to choose from
 
     def __post_init__(self):
-        for name, options in (("images", tuple(LATENTS)), ("method", METHODS)):
-            if getattr(self, name) not in options:
-                raise ValueError(f"expected {name} in {options}, got {getattr(self, name)!r}")
         sizes = tuple(self.step_sizes)  # a list, as JSON has it, would not be hashable
-        if not sizes or not all(math.isfinite(size) and size > 0 for size in sizes):
-            raise ValueError(f"expected positive finite step sizes, got {sizes}")
+        good = sizes and all(0 < size < math.inf for size in sizes)
+        expect(self.images in LATENTS, f"images in {tuple(LATENTS)}", self.images)
+        expect(self.method in METHODS, f"method in {METHODS}", self.method)
+        expect(good, "positive finite step sizes", sizes)
         object.__setattr__(self, "step_sizes", sizes)
 
 
@@ -71,12 +70,8 @@ class Result:
 
 def settings(hidden: Mapping[str, int], seed: int = 0) -> list[Setting]:
     """The 18 runs of figure 2, ``hidden`` units for each data set."""
-    return [
-        Setting(images, latents, method, hidden[images], seed)
-        for images, sizes in LATENTS.items()
-        for latents in sizes
-        for method in METHODS
-    ]
+    runs = [(images, z, method) for images in LATENTS for z in LATENTS[images] for method in METHODS]
+    return [Setting(*run, hidden[run[0]], seed) for run in runs]
 
 
 def budget(samples: float) -> int:
@@ -86,8 +81,7 @@ def budget(samples: float) -> int:
         value = int(float(word)) // UNIT * UNIT
     except (ValueError, OverflowError):
         value = 0
-    if value < UNIT:
-        raise ValueError(f"expected a number of samples >= {UNIT}, got {word!r}")
+    expect(value >= UNIT, f"a number of samples >= {UNIT}", word)
     return value
 
 
@@ -101,23 +95,19 @@ def schedule(samples: int, stretch: int, per_decade: int = 6) -> set[int]:
 class Lane:
     """One model and its optimisers; ``advance`` makes updates, ``look`` evaluates.
 
-    All weights start from N(0, 0.01), 0.01 read as a variance: the standard deviation is 0.1.
-    The prior N(0, I) of the weights is a weight decay of 1/N, because the loss is a mean over
-    images. Batches are drawn with replacement.
+    Weights start from N(0, 0.01), a variance. Their prior N(0, I) is a weight decay of 1/N, because
+    the loss is a mean over images. Batches are drawn with replacement.
     """
 
     def __init__(self, setting: Setting, step_size: float, images: Images, device: torch.device):
         self.setting, self.step_size = setting, step_size
-        # Wrong data are an error here, not a divergence later.
-        self.train = check_images(images.train).to(device)
+        self.train = check_images(images.train).to(device)  # an error here, no divergence later
         check_images(images.test, images.train.shape[1:])
         chosen = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(0))
-        self.shown = {  # as many training images as test images, the same in every lane
-            "train": self.train[chosen[: len(images.test)].to(device)],
-            "test": images.test.to(device),
-        }
-        self.rows: list[dict] = []
-        self.seen, self.diverged = 0, False
+        # As many training images as test images, the same in every lane.
+        shown = self.train[chosen[: len(images.test)].to(device)]
+        self.shown = {"train": shown, "test": images.test.to(device)}
+        self.rows, self.seen, self.diverged = [], 0, False
         torch.manual_seed(setting.seed)
         shape, z, hidden = images.train.shape[1:], setting.latents, setting.hidden
         decoder = DECODERS[setting.images](z, shape, hidden)
@@ -129,20 +119,14 @@ class Lane:
         self.random = torch.cuda if device.type == "cuda" else torch
         self.random_state = self.random.get_rng_state()
 
-    def update(self) -> None:
-        """One update, on a random minibatch."""
-        chosen = torch.randint(len(self.train), (BATCH,), device=self.train.device)
-        if self.setting.method == "aevb":
-            aevb_step(self.vae, self.train[chosen], *self.optimizers)
-        else:
-            wake_sleep_step(self.vae, self.train[chosen], self.optimizers)
-
     def advance(self) -> None:
-        """Make ``UPDATES`` updates; a bound that is not finite ends the run."""
+        """Make ``UPDATES`` updates, on random minibatches; a bound not finite ends the run."""
         self.random.set_rng_state(self.random_state)
+        step = aevb_step if self.setting.method == "aevb" else wake_sleep_step
         try:
             for _ in range(UPDATES):
-                self.update()
+                chosen = torch.randint(len(self.train), (BATCH,), device=self.train.device)
+                step(self.vae, self.train[chosen], self.optimizers)
         except (FloatingPointError, ValueError):  # ValueError: a distribution refused a nan
             self.diverged = True
         self.random_state = self.random.get_rng_state()
@@ -182,22 +166,13 @@ def race(
     """Run every setting until it has seen ``samples`` training images.
 
     All step sizes of a setting run for a first ``stretch``; the one with the highest training
-    bound at its end goes on.
-
-    Args:
-        settings: the runs.
-        images: data by name, ``"mnist"`` and ``"frey"``.
-        samples: for each data set, a multiple of 1,000.
-        stretch: for each data set, a multiple of 1,000, at most its ``samples``.
-        folder: keeps each finished run as JSON; a run that is there is not run again.
-        workers: processes, one thread each.
-        device: ``"cpu"`` or ``"cuda"``.
+    bound at its end goes on. ``images``, ``samples`` and ``stretch`` (multiples of 1,000) are by
+    data set; ``folder`` keeps each finished run as JSON, and a run that is there is not run again;
+    ``workers`` are processes of one thread each.
     """
     for first, count in ((stretch[name], samples[name]) for name in samples):
-        if not UNIT <= first <= count or first % UNIT or count % UNIT:
-            raise ValueError(
-                f"expected multiples of {UNIT}, stretch <= samples, got {first} and {count}"
-            )
+        good = UNIT <= first <= count and not first % UNIT and not count % UNIT
+        expect(good, f"multiples of {UNIT}, stretch <= samples", (first, count))
     jobs, paths, done = [], {}, {}
     for setting in settings:
         job = (setting, *(part[setting.images] for part in (images, samples, stretch)))
@@ -206,19 +181,21 @@ def race(
             (done[setting],) = load(paths[setting])
         else:
             jobs.append((*job, torch.device(device)))
-    with ExitStack() as stack:
-        finished = starmap(_run, jobs)
-        if workers > 1:
-            context = get_context("spawn")  # a forked child of a process with threads may hang
-            pool = ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,))
-            stack.enter_context(pool)
-            runs = [pool.submit(_run, *job) for job in jobs]
-            finished = (run.result() for run in as_completed(runs))
-        for result in finished:
-            done[result.setting] = result
-            if folder is not None:
-                save([result], paths[result.setting])
+    for result in _finished(jobs, workers):
+        done[result.setting] = result
+        if folder is not None:
+            save([result], paths[result.setting])
     return [done[setting] for setting in settings]
+
+
+def _finished(jobs: list[tuple], workers: int) -> Iterator[Result]:
+    if workers <= 1:
+        yield from starmap(_run, jobs)
+        return
+    context = get_context("spawn")  # a forked child of a process with threads may hang
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        runs = [pool.submit(_run, *job) for job in jobs]
+        yield from (run.result() for run in as_completed(runs))
 
 
 def _run(setting: Setting, images: Images, samples: int, stretch: int, device) -> Result:
@@ -236,36 +213,27 @@ def _run(setting: Setting, images: Images, samples: int, stretch: int, device) -
     return Result(setting, best.step_size, best.rows, trials, diverged, seconds)
 
 
-def estimate(
-    settings: Sequence[Setting],
-    images: Mapping[str, Images],
-    samples: Mapping[str, int],
-    stretch: Mapping[str, int],
-    workers: int = 1,
-    device: str | torch.device = "cpu",
-) -> float:
+def estimate(settings, images, samples, stretch, workers=1, device="cpu") -> float:
     """Seconds that :func:`race` would take, from a thousand samples and one look in every lane."""
     device, total = torch.device(device), 0.0
     with fork_rng(device):
         for setting in settings:
             name, others = setting.images, len(setting.step_sizes) - 1
             lane = Lane(setting, setting.step_sizes[0], images[name], device)
-            lane.advance()  # the first updates are slower
-            start = time.perf_counter()
-            lane.advance()
-            middle = time.perf_counter()
-            lane.look()
-            end, marks = time.perf_counter(), schedule(samples[name], stretch[name])
+            marks, times = schedule(samples[name], stretch[name]), []
+            for act in (lane.advance, lane.advance, lane.look):  # the first updates are slower
+                act()
+                times.append(time.perf_counter())
             updates = (samples[name] + others * stretch[name]) / UNIT
             looks = len(marks) + others * sum(mark <= stretch[name] for mark in marks)
-            total += (middle - start) * updates + (end - middle) * looks
+            total += (times[1] - times[0]) * updates + (times[2] - times[1]) * looks
     return total / workers
 
 
 def save(results: Sequence[Result], path: str | os.PathLike, **facts) -> None:
     """Write results, and whatever else is worth knowing, as JSON."""
-    runs = [asdict(result) for result in results]
-    write_text(json.dumps({**facts, "runs": runs}, indent=1), Path(path))
+    facts["runs"] = [asdict(result) for result in results]
+    write_text(json.dumps(facts, indent=1), Path(path))
 
 
 def load(path: str | os.PathLike) -> list[Result]:

@@ -306,6 +306,9 @@ def _fit(recipe: Recipe, model: nn.Module, images: Images, epochs: int, **settin
     settings = {"evaluate_every": epochs} | settings  # only at the end
     settings |= {"batch_size": recipe.batch_size, "seed": recipe.seed, "schedule": linear_decay}
     settings["transform"] = DATASETS[recipe.data].transform
+    # An evaluation holds as many numbers at once as that of 1,000 digits with 128 channels.
+    maps = recipe.channels * math.prod(recipe.image_shape[1:])
+    settings["test_batch_size"] = max(1, min(1000, 1000 * 128 * 28 * 28 // maps))
     history = fit(model, images.train, epochs=epochs, **settings)
     if history.interrupted:
         raise KeyboardInterrupt(f"stopped after {len(history.rows)} epochs")

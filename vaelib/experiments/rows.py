@@ -8,57 +8,19 @@ from dataclasses import replace
 
 from vaelib.experiments.recipes import Recipe
 
-_DIGITS = Recipe(
-    data="mnist",
-    image_shape=(1, 28, 28),
-    decoder="pixelsnail",
-    channels=128,
-    blocks=4,
-    layers=3,
-    heads=2,
-    dropout=0.1,
-    context=32,
-    epochs=100,
-    batch_size=64,
-    lr=1e-3,
-)
-_DIGITS_DELTA = replace(
-    _DIGITS,
-    latents=(28, 2),
-    alpha=(0.5, 0.9),
-    encoder="anti-causal",
-    encoder_size=64,
-    encoder_layers=4,
-    encoder_kernel=5,
-    auxiliary_epochs=20,
-)
-_COLOUR = Recipe(
-    data="cifar10",
-    image_shape=(3, 32, 32),
-    likelihood="logistic_mixture",
-    decoder="pixelsnail",
-    channels=256,
-    blocks=6,
-    layers=5,
-    heads=4,
-    dropout=0.3,
-    context=64,
-    epochs=100,
-    batch_size=64,
-    lr=3e-4,
-)
+_SNAIL = Recipe(decoder="pixelsnail", epochs=100, batch_size=64)
+_CODES = {"encoder": "anti-causal", "auxiliary_epochs": 20}
+_DIGITS = replace(_SNAIL, data="mnist", image_shape=(1, 28, 28), lr=1e-3, dropout=0.1)
+_DIGITS = replace(_DIGITS, channels=128, blocks=4, layers=3, heads=2, context=32)
+_DIGITS_DELTA = replace(_DIGITS, latents=(28, 2), alpha=(0.5, 0.9), **_CODES)
+_DIGITS_DELTA = replace(_DIGITS_DELTA, encoder_size=64, encoder_layers=4, encoder_kernel=5)
+_COLOUR = replace(_SNAIL, data="cifar10", image_shape=(3, 32, 32), lr=3e-4, dropout=0.3)
+_COLOUR = replace(_COLOUR, likelihood="logistic_mixture", channels=256, blocks=6, layers=5)
+_COLOUR = replace(_COLOUR, heads=4, context=64)
 # Eight channels, evenly spaced: a committed rate of 79.4 bits an image.
 _EIGHT = tuple(round(0.5 + 0.45 * k / 7, 10) for k in range(8))
-_COLOUR_DELTA = replace(
-    _COLOUR,
-    latents=(32, 8),
-    alpha=_EIGHT,
-    encoder="anti-causal",
-    encoder_size=128,
-    encoder_layers=20,
-    encoder_kernel=3,
-    auxiliary_epochs=20,
-)
+_COLOUR_DELTA = replace(_COLOUR, latents=(32, 8), alpha=_EIGHT, **_CODES)
+_COLOUR_DELTA = replace(_COLOUR_DELTA, encoder_size=128, encoder_layers=20, encoder_kernel=3)
 _IMAGENET = {"data": "imagenet32", "dropout": 0.0, "epochs": 10, "batch_size": 128}
 
 RECIPES: dict[str, Recipe] = {

@@ -4,6 +4,7 @@ No number of the page is typed by hand.
 """
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,11 +36,7 @@ def published() -> dict:
 
 
 def target(name: str, prior: str) -> dict | None:
-    """What a row of ours is compared with: the paper's number, else another's; ``None`` if none.
-
-    Returns:
-        A dictionary with ``model``, ``value`` (as printed there), ``unit`` and ``source``.
-    """
+    """The paper's number for a row of ours, else another's: model, value, unit and source."""
     known = published()
     for table, row in ((one, row) for one in known["tables"] for row in one["rows"]):
         if row.get("ours") == [name, prior] and (entries := [*_paper(row), *row.get("others", [])]):
@@ -53,11 +50,7 @@ def _paper(row: dict) -> list[dict]:
 
 
 def results(folder: Path = FOLDER) -> dict[str, dict]:
-    """What was trained, by name; nothing where the folder is not there.
-
-    Raises:
-        ValueError: a file with other contents.
-    """
+    """What was trained, by name; ``ValueError`` where a file has other contents."""
     found = {}
     for path in (path for name in RECIPES if (path := folder / f"{name}.json").exists()):
         try:
@@ -68,10 +61,15 @@ def results(folder: Path = FOLDER) -> dict[str, dict]:
     return found
 
 
-def changes(name: str, recipe: dict) -> dict[str, object]:
-    """Fields in which a recipe, as JSON has it, is not that of its row today."""
-    row = json.loads(json.dumps(asdict(RECIPES[name])))
-    return {field: value for field, value in recipe.items() if row.get(field) != value}
+def changes(result: dict) -> dict[str, object]:
+    """Fields in which a result's recipe is not that of its row today."""
+    row = json.loads(json.dumps(asdict(RECIPES[result["name"]])))
+    return {field: value for field, value in result["recipe"].items() if row.get(field) != value}
+
+
+def undrawn(folder: Path) -> list[str]:
+    """The figures that the folder lacks."""
+    return [name for name in FIGURES if not (folder / f"{name}.png").exists()]
 
 
 def listing() -> str:
@@ -80,10 +78,10 @@ def listing() -> str:
     for name, recipe in RECIPES.items():
         count = sum(p.numel() for p in build(recipe).parameters())
         seen = DATASETS[recipe.data].images * recipe.epochs
-        operations = 6 * count * recipe.image_shape[1] * recipe.image_shape[2] * seen
-        more = {"parameters": f"{count:,}", "images seen": f"{seen:,}"}
-        more |= {"10¹⁸ FLOP": f"{operations / 1e18:.1f}", "needs": NEEDS[recipe.data]}
-        lines.append({"row": f"`{name}`", "model": recipe.label} | more)
+        size = f"{6 * count * math.prod(recipe.image_shape[1:]) * seen / 1e18:.1f}"
+        line = {"row": f"`{name}`", "model": recipe.label, "parameters": f"{count:,}"}
+        line |= {"images seen": f"{seen:,}", "10¹⁸ FLOP": size, "needs": NEEDS[recipe.data]}
+        lines.append(line)
     note = "Six operations for each weight, pixel and image seen; attention and evaluations come on"
     return f"{_markdown(lines)}\n\n{note} top.\nA GPU at 100 TFLOP/s makes 0.36 · 10¹⁸ an hour."
 
@@ -101,34 +99,27 @@ def page(ours: dict[str, dict], folder: Path = FOLDER) -> str:
         "GPU.",
     ]
     for table in known["tables"]:
-        lines = [
-            {
-                "model": row["model"],
-                "paper": _cited(_paper(row), row, numbers),
-                "others": _cited(row.get("others", []), row, numbers),
-                "ours": _ours(row, table["unit"], ours),
-            }
-            for row in table["rows"]
-        ]
+        lines = []
+        for row in table["rows"]:
+            other = {"paper": _paper(row), "others": row.get("others", [])}
+            line = {key: _cited(entries, row, numbers) for key, entries in other.items()}
+            lines.append({"model": row["model"], **line, "ours": _ours(row, table["unit"], ours)})
         parts += [f"## {table['title']}, {table['unit']}", _markdown(lines)]
     parts += ["\n".join(f"[{i}] {text}  " for i, text in enumerate(known["sources"].values(), 1))]
     if ours:
-        parts += ["## Our runs", _markdown([_run(name, one) for name, one in ours.items()])]
+        parts += ["## Our runs", _markdown([_run(one) for one in ours.values()])]
         parts += [
             "\\* not at paper scale, or with the changes of the recipe named in the last column.\n"
             "Fewer training images than a paper's cost bits."
         ]
-    waiting = [
-        {"run": f"`{name}`", "makes": makes.split(":")[0], "needs": NEEDS[name]}
-        for name, makes in FIGURES.items()
-        if not (folder / f"{name}.png").exists()
-    ]
-    for name, recipe in ((name, recipe) for name, recipe in RECIPES.items() if name not in ours):
-        after = ", then an auxiliary prior" if recipe.auxiliary_epochs else ""
-        makes = f"{recipe.label.split(', auxiliary')[0]}{after}"
-        waiting.append({"run": f"`{name}`", "makes": makes, "needs": NEEDS[recipe.data]})
-    if waiting:
-        parts += ["## What waits for a GPU", _markdown(waiting)]
+    waits = {name: (FIGURES[name].split(":")[0], NEEDS[name]) for name in undrawn(folder)}
+    for name in (name for name in RECIPES if name not in ours):
+        after = ", then an auxiliary prior" if RECIPES[name].auxiliary_epochs else ""
+        made = RECIPES[name].label.split(", auxiliary")[0] + after
+        waits[name] = made, NEEDS[RECIPES[name].data]
+    if waits:
+        lines = [{"run": f"`{k}`", "makes": made, "needs": v} for k, (made, v) in waits.items()]
+        parts += ["## What waits for a GPU", _markdown(lines)]
         command = "python -m vaelib.experiments NAME --result figures/paper/NAME.json"
         parts += [f"One row: `VAELIB_SCALE=paper {command}`."]
     return "\n\n".join(parts) + "\n"
@@ -156,23 +147,17 @@ def _ours(row: dict, unit: str, ours: dict[str, dict]) -> str:
         return f"waits (`{name}`)"
     key, digits = UNITS[unit]
     numbers, result = ours[name]["numbers"][prior][key], ours[name]
-    mark = " *" if changes(name, result["recipe"]) or result["scale"] != "paper" else ""
-    value = f"{numbers['negative_bound']:.{digits}f}"
-    if result["recipe"]["latents"] is None:
-        return f"**{value}**{mark}"
-    return f"**≤ {value}** ({numbers['rate']:.{digits}f}){mark}"
+    mark = " *" if changes(result) or result["scale"] != "paper" else ""
+    value, rate = (f"{numbers[part]:.{digits}f}" for part in ("negative_bound", "rate"))
+    alone = result["recipe"]["latents"] is None
+    return f"**{value}**{mark}" if alone else f"**≤ {value}** ({rate}){mark}"
 
 
-def _run(name: str, one: dict) -> dict[str, str]:
+def _run(one: dict) -> dict[str, str]:
     """What a number of ours cost, and what sets it apart."""
-    changed = "".join(f", {k} {value}" for k, value in changes(name, one["recipe"]).items())
-    return {
-        "row": f"`{name}`",
-        "training images": f"{one['data']['train']:,}",
-        "test images": f"{one['data']['test']:,}",
-        "parameters": f"{one['parameters']:,}",
-        "hardware": f"{one['processes']} × {one['hardware']}",
-        "precision": one["options"]["precision"],
-        "time": f"{one['seconds'] / 60:.0f} min",
-        "scale": f"{one['scale']}{changed}",
-    }
+    line = {"row": f"`{one['name']}`", "training images": f"{one['data']['train']:,}"}
+    line |= {"test images": f"{one['data']['test']:,}", "parameters": f"{one['parameters']:,}"}
+    line |= {"hardware": f"{one['processes']} × {one['hardware']}"}
+    line |= {"precision": one["options"]["precision"], "time": f"{one['seconds'] / 60:.0f} min"}
+    changed = "".join(f", {key} {value}" for key, value in changes(one).items())
+    return line | {"scale": f"{one['scale']}{changed}"}

@@ -19,8 +19,7 @@ from torch import Tensor
 from vaelib.distributions import no_validation
 
 LogDensity = Callable[[Tensor], Tensor]
-# A trajectory whose energy is off by this many nats has left the region where leapfrog is stable.
-DIVERGENCE = 1000.0
+DIVERGENCE = 1000.0  # nats: a trajectory whose energy is off by so much has become unstable
 # What a density may raise at a position that it does not take.
 _REFUSED = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
 
@@ -34,15 +33,11 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one step did, each ``(*chains,)``. A divergent proposal is never accepted.
-
-    Divergent: an energy error above ``DIVERGENCE`` or not finite, or a position that the density
-    refused. The energy is −log density + ½‖momentum‖².
-    """
+    """What one step did, each ``(*chains,)``; the energy is −log density + ½‖momentum‖²."""
 
     acceptance_rate: Tensor  # probability with which the proposal was accepted
     is_accepted: Tensor
-    is_divergent: Tensor
+    is_divergent: Tensor  # energy error ≥ DIVERGENCE or not finite, or a refused position
     energy: Tensor  # at the start of the trajectory, nats
     energy_error: Tensor  # energy at its end minus energy
 
@@ -52,13 +47,10 @@ def init(log_density: LogDensity, position: Tensor) -> State:
     if not position.is_floating_point():
         raise TypeError(f"expected a float position, got {position.dtype}")
     state = _evaluate(log_density, position)
-    chains = state.log_density.shape
-    if position.shape[: len(chains)] != chains or len(chains) >= position.dim():
-        raise ValueError(
-            f"expected one log density for each chain of positions {tuple(position.shape)}, "
-            f"got log densities {tuple(chains)}"
-        )
-    for name, value in zip(State._fields, state, strict=True):
+    chains, shape = tuple(state.log_density.shape), tuple(position.shape)
+    if shape[: len(chains)] != chains or len(chains) >= len(shape):
+        raise ValueError(f"expected one log density a chain, got {chains} for positions {shape}")
+    for name, value in state._asdict().items():
         if not value.isfinite().all():
             raise ValueError(f"expected a finite {name} at the start of every chain")
     return state
@@ -90,21 +82,15 @@ def step(
 ) -> tuple[State, Info]:
     """One Metropolis-corrected trajectory of each chain; one that diverges is rejected.
 
-    Args:
-        log_density: maps positions to log densities, see the module.
-        state: from :func:`init` or an earlier step with the same log density.
-        step_size: of the leapfrog integrator, above 0, one for all or ``(*chains,)``.
-        leapfrog_steps: number of them in the trajectory, at least 1.
-        jitter: in [0, 1): each chain takes ``step_size`` times a number drawn from [1 − jitter, 1].
-            If all trajectories are equally long, they can lead back to where they started; then the
-            chain hardly moves although all proposals are accepted (Neal 2011, section 3.2).
+    ``step_size``: of the integrator, above 0, one for all or ``(*chains,)``. Each chain takes it
+    times a number drawn from [1 − jitter, 1]: if all trajectories were equally long, they could
+    lead back to where they started, and the chain would hardly move (Neal 2011, section 3.2).
     """
-    if leapfrog_steps < 1 or not (torch.as_tensor(step_size) > 0).all():
+    if leapfrog_steps < 1 or not 0 <= jitter < 1 or not (torch.as_tensor(step_size) > 0).all():
         raise ValueError(
-            f"expected leapfrog_steps >= 1 and step_size > 0, got {leapfrog_steps}, {step_size}"
+            "expected leapfrog_steps >= 1, jitter in [0, 1) and step_size > 0, "
+            f"got {leapfrog_steps}, {jitter} and {step_size}"
         )
-    if not 0 <= jitter < 1:
-        raise ValueError(f"expected jitter in [0, 1), got {jitter}")
     momentum = torch.randn_like(state.position)
     size = _step_size(step_size, state) * (1 - jitter * torch.rand_like(state.log_density))
     end, last_momentum = leapfrog(log_density, state, momentum, size, leapfrog_steps)
@@ -115,10 +101,7 @@ def step(
     stable = (error < DIVERGENCE) & error.isfinite() & _finite(end.position, error.dim())
     rate = torch.where(stable, (-error).clamp(max=0).exp(), 0.0)
     accepted = torch.rand_like(rate) < rate
-    chosen = [
-        torch.where(_expand_to(accepted, new), new, old)
-        for new, old in zip(end, state, strict=True)
-    ]
+    chosen = map(lambda new, old: torch.where(_expand_to(accepted, new), new, old), end, state)
     return State(*chosen), Info(rate, accepted, ~stable, energy, error)
 
 
@@ -144,7 +127,6 @@ def tune(
     steps: int = 100,
     target: float = 0.9,
     per_chain: bool = False,
-    jitter: float = 0.5,
 ) -> tuple[State, Tensor, Info]:
     """Burn in while finding the step size whose mean acceptance probability is ``target``.
 
@@ -156,13 +138,12 @@ def tune(
         raise ValueError(f"expected steps >= 2, got {steps}")
     size = torch.as_tensor(step_size).to(state.log_density)
     size = size.expand(state.log_density.shape) if per_chain else size.mean()
-    logs = []
+    sizes = []
     for index in range(steps):
-        state, info = step(log_density, state, size, leapfrog_steps, jitter)
+        state, info = step(log_density, state, size, leapfrog_steps)
         size = adapt(size, info, target, rate=2.0 * (index + 1) ** -0.6)
-        if index >= steps // 2:
-            logs.append(size.log())
-    return state, torch.stack(logs).mean(0).exp(), info
+        sizes.append(size)
+    return state, torch.stack(sizes[steps // 2 :]).log().mean(0).exp(), info
 
 
 def sample(
@@ -172,7 +153,6 @@ def sample(
     samples: int,
     leapfrog_steps: int = 10,
     thin: int = 1,
-    jitter: float = 0.5,
 ) -> tuple[State, Tensor, Info]:
     """Run the chains and keep every ``thin``-th position.
 
@@ -182,11 +162,11 @@ def sample(
     if samples < 1 or thin < 1:
         raise ValueError(f"expected samples >= 1 and thin >= 1, got {samples} and {thin}")
     positions, infos = [], []
-    for index in range(samples * thin):
-        state, info = step(log_density, state, step_size, leapfrog_steps, jitter)
-        infos.append(info)
-        if (index + 1) % thin == 0:
-            positions.append(state.position)
+    for _ in range(samples):
+        for _ in range(thin):
+            state, info = step(log_density, state, step_size, leapfrog_steps)
+            infos.append(info)
+        positions.append(state.position)
     return state, torch.stack(positions), Info(*map(torch.stack, zip(*infos, strict=True)))
 
 
@@ -201,8 +181,8 @@ def _evaluate(log_density: LogDensity, position: Tensor) -> State:
 def _advance(log_density: LogDensity, state: State, position: Tensor) -> State:
     """The state at ``position``; a chain that the density refuses there stays, with gradient nan.
 
-    With validation, one such chain is an error for the whole batch. To leave validation off would
-    not do: torch's ``Exponential`` then has a density below zero. So look for the chains.
+    One such chain is an error for the whole batch, so look for it. To leave validation off would
+    not do: torch's ``Exponential`` then has a density below zero.
     """
     with suppress(*_REFUSED):
         return _evaluate(log_density, position)
@@ -223,13 +203,11 @@ def _advance(log_density: LogDensity, state: State, position: Tensor) -> State:
     with torch.no_grad():
         chains = taken(chains)
     new = _evaluate(log_density, moved(chains))
-    gradient = torch.where(_expand_to(chains, position), new.gradient, torch.nan)
-    return new._replace(gradient=gradient)
+    return new._replace(gradient=new.gradient.where(_expand_to(chains, position), torch.nan))
 
 
 def _energy(state: State, momentum: Tensor) -> Tensor:
-    chains = state.log_density.dim()
-    return 0.5 * momentum.square().flatten(chains).sum(-1) - state.log_density
+    return 0.5 * momentum.square().flatten(state.log_density.dim()).sum(-1) - state.log_density
 
 
 def _finite(x: Tensor, chains: int) -> Tensor:
@@ -243,10 +221,7 @@ def _expand_to(per_chain: Tensor, other: Tensor) -> Tensor:
 
 
 def _step_size(step_size: float | Tensor, state: State) -> Tensor:
-    size = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device)
-    if size.shape not in ((), state.log_density.shape):
-        raise ValueError(
-            f"expected a step size of shape () or {tuple(state.log_density.shape)}, "
-            f"got {tuple(size.shape)}"
-        )
+    size, chains = torch.as_tensor(step_size).to(state.position), tuple(state.log_density.shape)
+    if size.shape not in ((), chains):
+        raise ValueError(f"expected a step size of shape () or {chains}, got {tuple(size.shape)}")
     return size

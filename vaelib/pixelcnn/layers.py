@@ -6,7 +6,9 @@ with a :class:`Cache` computes its outputs at the new positions only.
 """
 
 import math
+import operator
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +20,15 @@ from vaelib.networks import gate, is_int
 class CausalConv2d(nn.Conv2d):
     """Convolution that covers rows above and the pixel's own row: rows below are not stored.
 
-    Args:
-        mask: ``(kh, kw)`` of zeros and ones, multiplied into the weights. Its last row is the
-            pixel's own row, its column kw − 1 − right is the pixel's own column.
-        right: how many columns of the mask are to the right of the pixel.
-        reads_image: whether the input is the image itself, which a cache need not copy.
-
-    Shapes: ``(B, H, W, inputs)`` to ``(B, H, W, outputs)``; with a :class:`Cache` the new
-    positions only, ``(B, 1, n, inputs)`` to ``(B, 1, n, outputs)``.
+    The ``mask`` ``(kh, kw)`` of zeros and ones is multiplied into the weights. Its last row is the
+    pixel's own row; ``right`` of its columns lie to the right of the pixel. ``reads_image`` says
+    that the input is the image itself, which a cache need not copy. ``(B, H, W, inputs)`` to
+    ``(B, H, W, outputs)``; with a cache ``(B, 1, n, inputs)`` to ``(B, 1, n, outputs)``.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, mask: Tensor, right: int = 0, reads_image: bool = False
-    ):
+    def __init__(self, inputs: int, outputs: int, mask: Tensor, right=0, reads_image=False):
         super().__init__(inputs, outputs, tuple(mask.shape))
-        height, width = mask.shape
-        self.left, self.right, self.above = width - 1 - right, right, height - 1
+        self.left, self.right, self.above = mask.shape[1] - 1 - right, right, mask.shape[0] - 1
         self.reads_image = reads_image
         self.register_buffer("mask", mask, persistent=False)
 
@@ -46,11 +41,7 @@ class CausalConv2d(nn.Conv2d):
 
 
 def square_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv2d:
-    """Masked convolution of a PixelCNN, here with ``size`` 3::
-
-        A: 1 1 1    B: 1 1 1
-           1 0 0       1 1 0
-           0 0 0       0 0 0
+    """Masked convolution of a PixelCNN; 3×3, row by row: A 111 100 000, B 111 110 000.
 
     Kind "A" reads the image and leaves out the pixel itself; kind "B" reads features, which have
     not seen their own pixel, and keeps it. van den Oord et al. (2016), *Pixel Recurrent Neural
@@ -63,11 +54,7 @@ def square_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv2d
 
 
 def vertical_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv2d:
-    """Convolution of the vertical stack, all columns within reach in the rows above::
-
-        A: 1 1 1    B: 1 1 1
-           0 0 0       1 1 1
-           0 0 0       0 0 0
+    """Convolution of the vertical stack, over the rows above: A 111 000 000, B 111 111 000.
 
     Kind "B" keeps the pixel's own row, for features that have not seen their own row. van den
     Oord et al. (2016), *Conditional Image Generation with PixelCNN Decoders*, figure 1.
@@ -79,10 +66,7 @@ def vertical_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv
 
 
 def horizontal_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv2d:
-    """Convolution of the horizontal stack, the pixel's own row to the left::
-
-    A: 1 0 0    B: 1 1 0
-    """
+    """Convolution of the horizontal stack, the pixel's own row to the left: A 100, B 110."""
     mask = torch.ones(1, _radius(kind, size) + 1)
     mask[-1, -1] = kind == "B"
     return CausalConv2d(inputs, outputs, mask, 0, kind == "A")
@@ -106,9 +90,12 @@ class Cache:
     def __init__(self, height: int, width: int):
         self.height, self.width = height, width
         self.row, self.columns = 0, slice(0, width)
-        self._windows: dict[nn.Module, Tensor] = {}
-        self._kernels: dict[nn.Module, Tensor] = {}
-        self._attended: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._windows, self._kernels, self._attended = {}, {}, {}  # of each layer
+
+    @property
+    def position(self) -> int:
+        """The first new position in raster order."""
+        return self.row * self.width + self.columns.start
 
     def move(self, row: int, first: int, last: int) -> None:
         """Go on to the columns ``first`` … ``last`` − 1 of ``row``."""
@@ -124,16 +111,24 @@ class Cache:
 
     def convolve(self, conv: CausalConv2d, x: Tensor) -> Tensor:
         """Outputs of ``conv`` at the new positions, ``(B, 1, n, outputs)``."""
-        padded = self._image_rows(conv, x) if conv.reads_image else self._feature_rows(conv, x)
-        columns = slice(self.columns.start, self.columns.stop + conv.left + conv.right)
-        patch = padded[:, :, columns]  # (B, kh, n + kw − 1, inputs)
+        first, last = self.columns.start, self.columns.stop
         if conv not in self._kernels:
             kernel = conv.weight * conv.mask
             self._kernels[conv] = kernel.contiguous(memory_format=torch.channels_last)
+            if not conv.reads_image:
+                shape = (len(x), conv.above + 1, self.width + conv.left + conv.right, x.shape[-1])
+                self._windows[conv] = x.new_zeros(shape)
+        if conv.reads_image:  # x is the whole image
+            start = self.row - conv.above
+            rows = x[:, max(start, 0) : self.row + 1]
+            window = F.pad(rows, (0, 0, conv.left, conv.right, max(-start, 0), 0))
+        else:  # x is the new positions. To their right the last row holds old features, masked.
+            window = self._windows[conv]
+            window[:, -1, conv.left + first : conv.left + last] = x[:, 0]
+        patch = window[:, :, first : last + conv.left + conv.right]  # (B, kh, n + kw − 1, inputs)
         kernel = self._kernels[conv]
         if patch.shape[1:3] != conv.kernel_size:
-            maps = F.conv2d(patch.permute(0, 3, 1, 2), kernel, conv.bias)
-            return maps.permute(0, 2, 3, 1)
+            return F.conv2d(patch.permute(0, 3, 1, 2), kernel, conv.bias).permute(0, 2, 3, 1)
         # One pixel is one matrix product, much cheaper than a call to the convolution.
         flat = kernel.permute(0, 2, 3, 1).flatten(1)  # no copy, as the channels are last in memory
         return F.linear(patch.flatten(1), flat, conv.bias)[:, None, None]
@@ -143,44 +138,22 @@ class Cache:
         if layer not in self._attended:
             shape = (*key.shape[:2], self.height * self.width, key.shape[3])
             self._attended[layer] = key.new_empty(shape), value.new_empty(shape)
-        position = self.row * self.width + self.columns.start
-        keys, values = self._attended[layer]
+        (keys, values), position = self._attended[layer], self.position
         keys[:, :, position], values[:, :, position] = key[:, :, 0], value[:, :, 0]
         return keys[:, :, : position + 1], values[:, :, : position + 1]
-
-    def _image_rows(self, conv: CausalConv2d, x: Tensor) -> Tensor:
-        """The rows of a whole image that the kernel covers, padded."""
-        start = self.row - conv.above
-        rows = x[:, max(start, 0) : self.row + 1]
-        return F.pad(rows, (0, 0, conv.left, conv.right, max(-start, 0), 0))
-
-    def _feature_rows(self, conv: CausalConv2d, x: Tensor) -> Tensor:
-        """The same rows of a feature map, of which ``x`` holds the new positions."""
-        if conv not in self._windows:
-            shape = (len(x), conv.above + 1, self.width + conv.left + conv.right, x.shape[-1])
-            self._windows[conv] = x.new_zeros(shape)
-        window = self._windows[conv]
-        # Columns further right still hold the row above; they meet only weights masked to zero.
-        window[:, -1, conv.left + self.columns.start : conv.left + self.columns.stop] = x[:, 0]
-        return window
 
 
 class Conditioning(nn.Linear):
     """A bias from context maps, each ``(B or 1, H or 1, W or 1, inputs)``: their projected sum.
 
-    Each map is projected at its own size before they are added: one vector for an image costs
-    one product, not one for each pixel.
+    Each is projected at its own size: one vector for an image costs one product, not one a pixel.
     """
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """The bias, ``(B or 1, H or 1, W or 1, outputs)``."""
-        bias = F.linear(maps[0], self.weight)
-        for one in maps[1:]:
-            bias = bias + F.linear(one, self.weight)
-        return bias
+        return reduce(operator.add, [F.linear(one, self.weight) for one in maps])
 
 
 class MaskedBlock(nn.Module):
@@ -196,15 +169,13 @@ class MaskedBlock(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, h: Tensor, maps: Sequence[Tensor], cache: Cache | None = None) -> Tensor:
-        inside = self.conv(h.relu(), cache) + self.context(maps)
-        return h + self.out(inside.relu())
+        return h + self.out((self.conv(h.relu(), cache) + self.context(maps)).relu())
 
 
 class GatedLayer(nn.Module):
     """One layer of a Gated PixelCNN: a vertical stack v and a horizontal stack h.
 
-        a = conv_v(v),   v ← v + gate(a + context)
-        h ← h + W gate(conv_h(h) + U a + context)
+        a = conv_v(v),   v ← v + gate(a + context),   h ← h + W gate(conv_h(h) + U a + context)
 
     v at row i has seen all rows above i, without a blind spot; h adds the pixels to the left.
     van den Oord et al. (2016), *Conditional Image Generation with PixelCNN Decoders*, figure 2.
@@ -221,9 +192,7 @@ class GatedLayer(nn.Module):
         self.horizontal_context = Conditioning(context, 2 * channels)
         self.out = nn.Linear(channels, channels)
 
-    def vertical_step(
-        self, v: Tensor, maps: Sequence[Tensor], cache: Cache | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def vertical_step(self, v: Tensor, maps: Sequence[Tensor], cache=None) -> tuple[Tensor, Tensor]:
         """The next v, and what it adds to h, U a + context, ``(B, H, W, 2·channels)``."""
         a = self.vertical(v, cache)
         to_h = self.link(a) + self.horizontal_context(maps)
@@ -264,14 +233,11 @@ def previous_pixel(x: Tensor, cache: Cache | None = None) -> Tensor:
 
     ``(B, H, W, C)`` to the same shape; with a cache the new position only, ``(B, 1, 1, C)``.
     """
-    if cache is not None:
-        position = cache.row * cache.width + cache.columns.start
-        if position == 0:
-            return torch.zeros_like(x[:, :1, :1])
-        row, column = divmod(position - 1, cache.width)
-        return x[:, row : row + 1, column : column + 1]
     sequence = x.flatten(1, 2)  # (B, H·W, C)
-    return F.pad(sequence, (0, 0, 1, 0))[:, :-1].reshape(x.shape)
+    if cache is None:
+        return F.pad(sequence, (0, 0, 1, 0))[:, :-1].reshape(x.shape)
+    end = cache.position
+    return sequence[:, None, end - 1 : end] if end else torch.zeros_like(x[:, :1, :1])
 
 
 class CausalAttention(nn.Module):
@@ -295,8 +261,8 @@ class CausalAttention(nn.Module):
 
     def forward(self, h: Tensor, previous: Tensor, cache: Cache | None = None) -> Tensor:
         inputs = self.inputs(torch.cat([F.elu(h), previous], -1)).flatten(1, 2)
-        inputs = inputs.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = inputs  # each (B, heads, H·W, d)
+        # Each (B, heads, H·W, d):
+        query, key, value = inputs.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if cache is not None:
             key, value = cache.attend(self, key, value)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
@@ -304,11 +270,9 @@ class CausalAttention(nn.Module):
 
 
 class CausalMixing(nn.Module):
-    """Row t gets a mixture of the vectors z_1 … z_t, and of no other.
+    """Row t gets a mixture of the vectors z_1 … z_t: c_t = Σ_{s ≤ t} m_{t,s} ⊙ (W z_s + b).
 
-        c_t = Σ_{s ≤ t} m_{t,s} ⊙ (W z_s + b)        one weight m per channel
-
-    Shapes: ``(B, rows, inputs)`` to ``(B, rows, outputs)``.
+    One weight m per channel. ``(B, rows, inputs)`` to ``(B, rows, outputs)``.
     """
 
     def __init__(self, rows: int, inputs: int, outputs: int):

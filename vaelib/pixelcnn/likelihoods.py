@@ -1,7 +1,7 @@
 """Likelihoods of one pixel, channel after channel, given a vector of features.
 
-Each is a module that scores and draws pixels. Draws are functions of uniform numbers that the
-caller supplies, so that two samplers given the same numbers draw the same pixels.
+Draws are functions of uniform numbers that the caller supplies, so that two samplers given the
+same numbers draw the same pixels.
 """
 
 import torch
@@ -16,7 +16,6 @@ class PixelLikelihood(nn.Module):
 
     A pixel has ``channels`` values, each out of ``levels`` evenly spaced ones: k / (levels − 1)
     for k = 0 … levels − 1, black is 0 and white is 1. Subclasses have
-
         log_prob(features (*batch, F), x (*batch, channels)) → nats (*batch,)
         draw(features (*batch, F), uniforms (*batch, self.uniforms) in [0, 1)) → x
     """
@@ -37,10 +36,7 @@ class PixelLikelihood(nn.Module):
 
 
 class BernoulliPixels(PixelLikelihood):
-    """Binary pixels.
-
-    p(x_c = 1 | …) = sigmoid(w_c · features + Σ_{c' < c} v_{c c'} (2 x_{c'} − 1))
-    """
+    """Binary: p(x_c = 1 | …) = sigmoid(w_c · features + Σ_{c' < c} v_{c c'} (2 x_{c'} − 1))."""
 
     def __init__(self, features: int, channels: int = 1):
         super().__init__(channels, levels=2)
@@ -74,9 +70,8 @@ class CategoricalPixels(PixelLikelihood):
     def __init__(self, features: int, channels: int = 1, levels: int = 256):
         super().__init__(channels, levels)
         self.hidden = nn.ModuleList(nn.Linear(features, features) for _ in range(channels))
-        self.previous = nn.ModuleList(
-            nn.Embedding(c * levels, features) for c in range(1, channels)
-        )
+        embeddings = (nn.Embedding(c * levels, features) for c in range(1, channels))
+        self.previous = nn.ModuleList(embeddings)
         self.out = nn.ModuleList(nn.Linear(features, levels) for _ in range(channels))
 
     def _log_probs(self, c: int, features: Tensor, steps: Tensor) -> Tensor:
@@ -89,17 +84,14 @@ class CategoricalPixels(PixelLikelihood):
 
     def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
         steps = (x * (self.levels - 1)).round().long()
-        each = [
-            self._log_probs(c, features, steps).gather(-1, steps[..., c : c + 1])
-            for c in range(self.channels)
-        ]
+        each = (self._log_probs(c, features, steps) for c in range(self.channels))
+        each = [one.gather(-1, steps[..., c : c + 1]) for c, one in enumerate(each)]
         return torch.cat(each, -1).sum(-1)
 
     def draw(self, features: Tensor, uniforms: Tensor) -> Tensor:
         steps = torch.zeros_like(uniforms, dtype=torch.long)
         for c in range(self.channels):
-            log_probs = self._log_probs(c, features, steps)
-            steps[..., c] = inverse_cdf(log_probs, uniforms[..., c])
+            steps[..., c] = inverse_cdf(self._log_probs(c, features, steps), uniforms[..., c])
         return steps.to(uniforms) / (self.levels - 1)
 
 
@@ -115,15 +107,13 @@ class LogisticMixturePixels(PixelLikelihood):
     def __init__(self, features: int, channels: int = 3, levels: int = 256, mixtures: int = 10):
         super().__init__(channels, levels)
         self.mixtures, self.uniforms = check_size("mixtures", mixtures), 1 + self.channels
-        self.pairs = self.channels * (self.channels - 1) // 2
-        outputs = self.mixtures * (1 + 2 * self.channels + self.pairs)
-        self.components = nn.Linear(features, outputs)
+        self.sizes = [1, self.channels, self.channels, self.channels * (self.channels - 1) // 2]
+        self.components = nn.Linear(features, self.mixtures * sum(self.sizes))
 
     def _components(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log weights (…, K), means and log scales (…, K, C), slopes (…, K, C, C) below 0."""
         each = to_float32(self.components(features)).unflatten(-1, (self.mixtures, -1))
-        sizes = [1, self.channels, self.channels, self.pairs]
-        weight, mean, log_scale, slope = each.split(sizes, -1)
+        weight, mean, log_scale, slope = each.split(self.sizes, -1)
         rows, columns = torch.tril_indices(self.channels, self.channels, -1, device=slope.device)
         slopes = slope.new_zeros(*slope.shape[:-1], self.channels, self.channels)
         slopes[..., rows, columns] = slope.tanh()
@@ -142,13 +132,12 @@ class LogisticMixturePixels(PixelLikelihood):
         mean, log_scale, slopes = (_pick(part, k) for part in rest)
         # The largest float32 below one keeps the logit finite.
         noise = uniforms[..., 1:].clamp(1e-7, 1 - 1e-7).logit()
-        x = torch.zeros_like(mean)  # on [−1, 1]
+        x, steps = torch.zeros_like(mean), torch.zeros_like(mean)  # x on [−1, 1]
         for c in range(self.channels):
             real = mean[..., c] + (slopes[..., c, :] * x).sum(-1)
             real = real + log_scale[..., c].exp() * noise[..., c]
-            steps = ((real.clamp(-1, 1) + 1) / 2 * (self.levels - 1)).round()
-            x[..., c] = 2 * steps / (self.levels - 1) - 1
-        steps = ((x + 1) / 2 * (self.levels - 1)).round()
+            steps[..., c] = ((real.clamp(-1, 1) + 1) / 2 * (self.levels - 1)).round()
+            x[..., c] = 2 * steps[..., c] / (self.levels - 1) - 1
         return steps.to(uniforms) / (self.levels - 1)
 
 
@@ -161,20 +150,17 @@ def discretized_logistic(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int
     for the two arguments, σ(b) − σ(a) = σ(b) σ(−a) (1 − e^{a−b}): no difference of nearly equal
     numbers, so nothing is approximated in the tails. Salimans et al. (2017), equation 2.
     """
-    half = 1 / (levels - 1)
-    inverse = (-log_scale).exp()
-    upper = F.logsigmoid((x + half - mean) * inverse)
-    lower = F.logsigmoid(-(x - half - mean) * inverse)
-    width = torch.log(-torch.expm1(-2 * half * inverse))
+    half, inverse = 1 / (levels - 1), (-log_scale).exp()
     first, last = x < -1 + half, x > 1 - half
-    upper, lower = torch.where(last, 0, upper), torch.where(first, 0, lower)
+    upper = torch.where(last, 0, F.logsigmoid((x + half - mean) * inverse))
+    lower = torch.where(first, 0, F.logsigmoid(-(x - half - mean) * inverse))
+    width = torch.log(-torch.expm1(-2 * half * inverse))
     return upper + lower + torch.where(first | last, 0, width)
 
 
 def inverse_cdf(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     """Draw indices ``(*batch,)`` from probabilities ``(*batch, n)`` and numbers in [0, 1)."""
-    steps = log_probs.exp().cumsum(-1)
-    found = (steps <= uniforms.unsqueeze(-1)).sum(-1)
+    found = (log_probs.exp().cumsum(-1) <= uniforms.unsqueeze(-1)).sum(-1)
     return found.clamp(max=log_probs.shape[-1] - 1)  # rounding may leave the last step below one
 
 
@@ -191,11 +177,8 @@ def check_size(name: str, size: int, least: int = 1) -> int:
     return int(size)
 
 
-# Each is called with the number of features, channels, levels and mixtures.
-LIKELIHOODS = {
-    "bernoulli": lambda features, channels, levels, mixtures: BernoulliPixels(features, channels),
-    "categorical": lambda features, channels, levels, _: CategoricalPixels(
-        features, channels, levels
-    ),
+LIKELIHOODS = {  # each is called with the number of features, channels, levels and mixtures
+    "bernoulli": lambda *sizes: BernoulliPixels(*sizes[:2]),
+    "categorical": lambda *sizes: CategoricalPixels(*sizes[:3]),
     "logistic_mixture": LogisticMixturePixels,
 }

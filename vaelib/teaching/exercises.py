@@ -8,42 +8,28 @@ from torch import Tensor
 
 
 def check(yours, true: float | Tensor | Sequence, tolerance: float = 1e-4) -> None:
-    """Print your answer beside the true one, and whether it is correct.
+    """Print your answer beside the true one, which is shown only once you answer.
 
-    As long as there is no answer, the true one is not shown.
-
-    Args:
-        yours: a number, a tensor or a sequence of numbers; ``...``, alone or among them, as long as
-            there is no answer.
-        true: what it should be. Only the order of the numbers counts, not the shape around them.
-        tolerance: how far each number may be off, as a share of the true one, in (0, 1).
-
-    Raises:
-        ValueError: a tolerance out of range.
+    ``yours``: a number, tensor or sequence of numbers, compared in order, whatever their shape;
+    ``...``, alone or among them, is no answer yet. ``tolerance``: how far each number may be off,
+    as a share of the true one, in (0, 1).
 
     >>> check(0.6931, math.log(2))
     yours: 0.6931 | true: 0.6931 | correct
-    >>> check(..., [1, 2, 2.5])
-    yours: not answered yet | true: shown once you answer
     """
     if not 0 < tolerance < 1:
         raise ValueError(f"expected a tolerance in (0, 1), got {tolerance}")
     digits = min(4, max(2, round(-math.log10(tolerance))))
     right = _numbers(true)
     if yours is ... or (isinstance(yours, (list, tuple)) and any(one is ... for one in yours)):
-        print("yours: not answered yet | true: shown once you answer")
-        return
+        return print("yours: not answered yet | true: shown once you answer")
     shown = _shown(right, digits)
     try:
         answer = _numbers(yours)
     except (TypeError, ValueError, RuntimeError):
-        kind = type(yours).__name__
-        print(f"yours: not numbers but {kind} | true: {shown} | not yet")
-        return
-    correct = answer.shape == right.shape and torch.allclose(
-        answer, right, rtol=tolerance, atol=0.01 * tolerance
-    )
-    verdict = "correct" if correct else "not yet"
+        return print(f"yours: not numbers but {type(yours).__name__} | true: {shown} | not yet")
+    close = answer.shape == right.shape and answer.allclose(right, tolerance, 0.01 * tolerance)
+    verdict = "correct" if close else "not yet"
     print(f"yours: {_shown(answer, digits)} | true: {shown} | {verdict}")
 
 

@@ -7,9 +7,8 @@ def drawn_faces(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Grey levels ``(count, 28, 20)``, uint8, and the factors ``(count, 2)`` behind them.
 
     The factors, each in [−1, 1], are pose (the head turns) and expression (frown to smile). They
-    swing at two speeds, so that frames next to each other look alike, as in a video, and the path
-    comes near every pair of values. A little fixed noise, as of a camera, keeps the density that
-    a Gaussian decoder can reach finite.
+    swing at two speeds: neighbouring frames look alike, and the path comes near every pair of
+    values. A little fixed noise bounds the density that a Gaussian decoder can reach.
     """
     t = np.arange(count) / count
     pose, smile = np.sin(2 * np.pi * 17 * t), np.sin(2 * np.pi * 26.5 * t + 0.5)
@@ -26,8 +25,7 @@ def _draw(pose: np.ndarray, smile: np.ndarray) -> np.ndarray:
     def paint(image, grey, cx, cy, rx, ry, sharp=3.0):
         """Lay an ellipse over the image; its soft edge lets it move by parts of a pixel."""
         distance = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 - 1
-        mask = 0.5 - 0.5 * np.tanh(sharp / 2 * distance)
-        return image + mask * (grey - image)
+        return image + (0.5 - 0.5 * np.tanh(sharp / 2 * distance)) * (grey - image)
 
     head = 9.5 + 1.2 * pose
     mid = head + 1.8 * pose  # the features lead when the head turns

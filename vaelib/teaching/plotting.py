@@ -1,7 +1,7 @@
 """Tensors in, figures out, in one style; the only module that imports matplotlib.
 
-Each concept keeps one colour through all notebooks. The colours are those of Okabe and Ito and
-their neighbours, which colour-blind readers can tell apart.
+Each concept keeps one colour through all notebooks: those of Okabe and Ito and their neighbours,
+which colour-blind readers can tell apart.
 """
 
 import os
@@ -13,41 +13,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Wedge
 from torch import Tensor
 
-COLORS = {
-    "data": "#333333",
-    "exact": "#000000",
-    "encoder": "#0072B2",
-    "prior": "#009E73",
-    "decoder": "#E69F00",
-    "rate": "#CC79A7",
-    "distortion": "#56B4E9",
-    "bound": "#7F7F7F",
-    "aevb": "#D55E00",
-    "wake-sleep": "#5E3C99",
-    "mcem": "#8C6D31",
-}
+COLORS = {"data": "#333333", "exact": "#000000"}
+COLORS |= {"encoder": "#0072B2", "prior": "#009E73", "decoder": "#E69F00"}
+COLORS |= {"rate": "#CC79A7", "distortion": "#56B4E9", "bound": "#7F7F7F"}
+COLORS |= {"aevb": "#D55E00", "wake-sleep": "#5E3C99", "mcem": "#8C6D31"}
 CLONE = Path(__file__).resolve().parents[2]
 # A package that is installed elsewhere must not write beside itself.
 FIGURES = (CLONE if (CLONE / "notebooks").is_dir() else Path.cwd()) / "figures"
-STYLE = {
-    "figure.dpi": 80,
-    "savefig.dpi": 160,
-    "savefig.bbox": "tight",
-    "figure.constrained_layout.use": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 13,
-    "axes.labelsize": 13,
-    "legend.frameon": False,
-    "lines.linewidth": 2,
-    "image.cmap": "gray",
-    "image.interpolation": "nearest",
-}
+STYLE = {"figure.dpi": 80, "savefig.dpi": 160, "savefig.bbox": "tight"}
+STYLE |= {"figure.constrained_layout.use": True}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+STYLE |= {"axes.titlesize": 13, "axes.labelsize": 13, "lines.linewidth": 2}
+STYLE |= {"image.cmap": "gray", "image.interpolation": "nearest"}
 
 
 def use_style() -> None:
@@ -58,9 +38,8 @@ def use_style() -> None:
 def latent_grid(rows: int) -> Tensor:
     """A grid of 2-D latent vectors that is even in prior probability, ``(rows², 2)``.
 
-    Evenly spaced points u of the unit square become z = Φ⁻¹(u), Φ being the distribution function
-    of N(0, 1): the grid is dense where the prior is. Kingma & Welling (2013), figure 4. The first
-    coordinate grows to the right, the second upwards.
+    z = Φ⁻¹(u) for evenly spaced u in the unit square, with Φ the distribution function of N(0, 1).
+    Kingma & Welling (2013), figure 4. The first coordinate grows rightwards, the second upwards.
     """
     if rows < 2:
         raise ValueError(f"expected rows >= 2, got {rows}")
@@ -69,13 +48,11 @@ def latent_grid(rows: int) -> Tensor:
     return torch.stack([first, second], dim=-1).flatten(0, 1)
 
 
-def tile(images: Tensor, columns: int | None = None, gap: int = 1) -> Tensor:
-    """Lay images side by side: ``(N, C, H, W)`` to one ``(height, width)`` or ``(…, 3)`` picture.
+def tile(images: Tensor, columns: int = 0, gap: int = 1) -> Tensor:
+    """Lay images side by side: ``(N, 1 or 3, H, W)`` to one ``(height, width)`` or ``(…, 3)``.
 
-    Args:
-        images: N images of 1 or 3 channels, values clipped to [0, 1].
-        columns: images per row, about √N by default.
-        gap: white pixels between images.
+    Values are clipped to [0, 1]. ``columns``: images per row, about √N by default; ``gap``: white
+    pixels between images.
     """
     images = torch.as_tensor(images)
     if images.dim() != 4 or images.shape[1] not in (1, 3):
@@ -91,12 +68,8 @@ def tile(images: Tensor, columns: int | None = None, gap: int = 1) -> Tensor:
 
 
 def show_images(
-    images: Tensor,
-    columns: int | None = None,
-    title: str | None = None,
-    ax: Axes | None = None,
-    gap: int = 1,
-) -> Axes:
+    images: Tensor, columns: int = 0, title: str = "", ax: plt.Axes | None = None, gap: int = 1
+) -> plt.Axes:
     """Draw images ``(N, C, H, W)`` as :func:`tile` lays them, without axes."""
     ax = ax or plt.subplots(figsize=(6, 6))[1]
     ax.imshow(tile(images, columns, gap).numpy(), vmin=0, vmax=1)
@@ -105,7 +78,7 @@ def show_images(
     return ax
 
 
-def show_rows(rows: Mapping[str, Tensor], title: str | None = None) -> Figure:
+def show_rows(rows: Mapping[str, Tensor], title: str | None = None) -> plt.Figure:
     """One labelled row of images each: ``{"data": (N, C, H, W), "reconstruction": …}``."""
     count, _, height, width = next(iter(rows.values())).shape
     size = (min(10, 0.9 * count + 1.5), 0.95 * len(rows) * height / width + 0.4)
@@ -117,7 +90,7 @@ def show_rows(rows: Mapping[str, Tensor], title: str | None = None) -> Figure:
     return figure
 
 
-def show_manifold(images: Tensor, title: str | None = None, ax: Axes | None = None) -> Axes:
+def show_manifold(images: Tensor, title: str | None = None, ax: plt.Axes | None = None) -> plt.Axes:
     """Draw the decoded :func:`latent_grid`: ``(rows², C, H, W)``, as one seamless picture."""
     rows = round(len(images) ** 0.5)
     if rows**2 != len(images):
@@ -128,31 +101,27 @@ def show_manifold(images: Tensor, title: str | None = None, ax: Axes | None = No
 
 
 def learning_curves(
-    histories: Mapping, ax: Axes | None = None, colors: Mapping[str, str] | None = None
-) -> Axes:
+    histories: Mapping, ax: plt.Axes | None = None, colors: Mapping[str, str] | None = None
+) -> plt.Axes:
     """Bound (nats) against training images seen: dashed on the training set, solid on the test set.
 
-    Args:
-        histories: under each label what ``fit`` returned, or its rows.
-        ax: where to draw.
-        colors: colour of each label; seaborn's colour-blind safe cycle by default.
+    ``histories``: under each label what ``fit`` returned, or its rows; ``colors``: of the labels.
     """
     ax = ax or plt.subplots(figsize=(7, 4))[1]
     cycle = sns.color_palette("colorblind", len(histories))
     for (label, history), color in zip(histories.items(), cycle, strict=True):
         color = (colors or {}).get(label, color)
+        rows = getattr(history, "rows", history)
         for split, dashes in {"train": (0, (2, 1)), "test": "solid"}.items():
-            rows = getattr(history, "rows", history)
             points = [(r["samples"], r[f"{split}_bound"]) for r in rows if f"{split}_bound" in r]
             if points:
-                style = {"color": color, "linestyle": dashes, "label": f"{label}, {split}"}
-                ax.plot(*np.array(points).T, **style)
+                ax.plot(*np.array(points).T, color=color, ls=dashes, label=f"{label}, {split}")
     ax.set(xscale="log", xlabel="training images seen", ylabel="bound (nats per image)")
     ax.legend()
     return ax
 
 
-def latent_scatter(z: Tensor, labels: Tensor | None = None, ax: Axes | None = None) -> Axes:
+def latent_scatter(z: Tensor, labels: Tensor | None = None, ax: plt.Axes | None = None) -> plt.Axes:
     """Scatter latent vectors ``(N, 2)``, one colour a class and its label at its median."""
     z = torch.as_tensor(z).detach().cpu().numpy()
     if z.ndim != 2 or z.shape[1] != 2:
@@ -163,34 +132,26 @@ def latent_scatter(z: Tensor, labels: Tensor | None = None, ax: Axes | None = No
         ax.scatter(*z.T, s=6, color=COLORS["encoder"], alpha=0.6)
         return ax
     labels = torch.as_tensor(labels).cpu()
-    classes = {name: z[(labels == name).numpy()] for name in labels.unique().tolist()}
+    classes = {str(name): z[(labels == name).numpy()] for name in labels.unique().tolist()}
     centres = np.stack([np.median(points, 0) for points in classes.values()])
-    centres = _apart(centres, 0.05 * np.ptp(z, axis=0).max())
+    for _ in range(100):  # push them apart, until hardly any two are closer than a twentieth of all
+        difference = centres[:, None] - centres  # (classes, classes, 2)
+        length = np.linalg.norm(difference, axis=-1, keepdims=True).clip(1e-9)
+        missing = (0.05 * np.ptp(z, axis=0).max() - length).clip(0)
+        centres = centres + (difference / length * missing / 2).sum(1)
     for index, (name, points) in enumerate(classes.items()):
-        color = plt.get_cmap("tab10")(index % 10)
-        ax.scatter(*points.T, s=8, color=color, alpha=0.5, linewidths=0, label=str(name))
-        ax.annotate(str(name), centres[index], ha="center", va="center", weight="bold")
+        color = plt.cm.tab10(index % 10)
+        ax.scatter(*points.T, s=8, color=color, alpha=0.5, linewidths=0, label=name)
+        ax.annotate(name, centres[index], ha="center", va="center", weight="bold")
         ax.texts[-1].set_bbox({"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1})
     return ax
 
 
-def _apart(places: np.ndarray, distance: float) -> np.ndarray:
-    """Points ``(N, 2)``, pushed until hardly any two are closer than ``distance``."""
-    for _ in range(100):
-        difference = places[:, None] - places  # (N, N, 2)
-        length = np.linalg.norm(difference, axis=-1, keepdims=True).clip(1e-9)
-        places = places + (difference / length * (distance - length).clip(0) / 2).sum(1)
-    return places
-
-
-def save_figure(figure: Figure, name: str, folder: str | os.PathLike | None = None) -> Path:
-    """Save as ``name.png`` in ``folder``, by default VAELIB_FIGURES or ``figures``; the path.
-
-    The file is written under a temporary name first, so it is never seen half-written.
-    """
+def save_figure(figure: plt.Figure, name: str, folder: str | os.PathLike | None = None) -> Path:
+    """Save as ``name.png`` in ``folder``, by default VAELIB_FIGURES or ``figures``; the path."""
     folder = Path(folder or os.environ.get("VAELIB_FIGURES") or FIGURES)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}.{os.getpid()}.tmp"
+    temporary = folder / f".{name}.{os.getpid()}.tmp"  # so that no file is seen half-written
     try:
         # Without the version of matplotlib in it, the same picture is the same file.
         figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -200,27 +161,22 @@ def save_figure(figure: Figure, name: str, folder: str | os.PathLike | None = No
 
 
 def course_map(
-    stops: Sequence[tuple[int, str, str]],
-    chapters: Mapping[str, Sequence[int]],
-    written: Sequence[int],
-    per_row: int = 7,
-) -> Figure:
-    """Draw a course as a path of numbered stops.
+    stops: Sequence[tuple], chapters: Mapping[str, Sequence[int]], written: Sequence[int]
+) -> plt.Figure:
+    """Draw a course as a path of numbered stops, seven in a row.
 
-    Args:
-        stops: (number, title, slots) each; slots are words out of encoder, prior, decoder. Each
-            slot has its own third of a stop's ring, filled where the notebook changes it.
-        chapters: numbers of the stops below each chapter's name.
-        written: numbers of the stops that exist; the others are pale and marked "planned".
-        per_row: stops in one row of the path.
+    ``stops``: (number, title, slots) each, slots being words out of encoder, prior, decoder: those
+    thirds of the stop's ring are filled. ``chapters``: numbers of the stops below each name;
+    ``written``: numbers of the stops that exist, the others are pale and marked "planned".
     """
+    per_row = 7
     rows = -(-len(stops) // per_row)
     figure, ax = plt.subplots(figsize=(1.65 * per_row, 2.35 * rows + 0.6))
     place = {number: (i % per_row, -1.6 * (i // per_row)) for i, (number, *_) in enumerate(stops)}
     sectors = {"encoder": (150, 270), "prior": (30, 150), "decoder": (270, 390)}
     for a, b in pairwise(place.values()):
-        turn = [] if a[1] == b[1] else [(a[0] + 0.5, a[1]), (a[0] + 0.5, a[1] - 0.74)]
-        turn += [(b[0] - 0.5, a[1] - 0.74), (b[0] - 0.5, b[1])] if turn else []
+        right, left, middle = a[0] + 0.5, b[0] - 0.5, a[1] - 0.74
+        turn = [(right, a[1]), (right, middle), (left, middle), (left, b[1])] if a[1] > b[1] else []
         ax.plot(*zip(a, *turn, b, strict=True), color="#BBBBBB", linewidth=3, zorder=0)
     for number, title, slots in stops:
         x, y = place[number]

@@ -55,7 +55,7 @@ def describe(x: object) -> object:
         return {"function": describe(x.func), "with": describe([list(x.args), x.keywords])}
     if inspect.isroutine(x) or isinstance(x, type):
         return _describe_function(x)
-    content: dict = {"class": f"{type(x).__module__}.{type(x).__qualname__}"}
+    content: dict = {"class": _name(type(x))}
     if isinstance(x, Optimizer):
         groups = [{k: v for k, v in group.items() if k != "params"} for group in x.param_groups]
         return content | {"groups": describe(groups)}
@@ -68,9 +68,12 @@ def describe(x: object) -> object:
     return content
 
 
+def _name(x) -> str:
+    return f"{x.__module__}.{x.__qualname__}"
+
+
 def _describe_function(x) -> object:
-    name = f"{x.__module__}.{x.__qualname__}"
-    code = getattr(x, "__code__", None)
+    name, code = _name(x), getattr(x, "__code__", None)
     if code is None or not (x.__module__ == "__main__" or "<" in x.__qualname__):
         return name
     digest = hashlib.blake2b(code.co_code + repr(code.co_names).encode(), digest_size=8)
@@ -125,19 +128,15 @@ def write_text(text: str, path: Path) -> None:
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> dict:
-    """What :func:`write` wrote.
-
-    Raises:
-        ValueError: a file with other contents, or a damaged one.
-    """
+    """What :func:`write` wrote; ``ValueError`` for other contents or damaged ones."""
     try:
         with ZipFile(path) as file:  # torch writes checksums and does not read them
             if (bad := file.testzip()) is not None:
                 raise ValueError(f"damaged data in {bad}")
         return torch.load(path, map_location=device, weights_only=True)
+    except OSError:
+        raise
     except Exception as error:  # zip, pickle and torch each raise their own
-        if isinstance(error, OSError):
-            raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ValueError(f"{path}: expected a file of vaelib, got {reason}") from error
 
@@ -155,31 +154,22 @@ def save(model: nn.Module, path: str | os.PathLike, **facts) -> Path:
     """Keep a whole model, such as a VAE with its auxiliary prior, in one file; returns its path.
 
     :func:`load` gives it back with its settings, weights and buffers, on the CPU. ``facts``,
-    numbers and words, are kept beside it.
-
-    Raises:
-        TypeError: a part that is of neither this library nor torch.
+    numbers and words, are kept beside it. All modules must be of this library or of torch.nn.
     """
-    known = _classes()
-    for name, module in model.named_modules():
-        if type(module) not in known:
-            kind = f"{type(module).__module__}.{type(module).__qualname__}"
-            raise TypeError(
-                f"expected modules of vaelib and torch.nn, got {kind} as {name or 'the model'}: "
-                "keep its state_dict() with torch.save, and the code that builds it"
-            )
     path = Path(path).expanduser()
-    content = {"vaelib model": copy.deepcopy(model).cpu(), "facts": facts}
-    write(content | {"versions": versions()}, path)
+    for name, module in model.named_modules():
+        if type(module) not in _classes():
+            raise TypeError(
+                f"expected modules of vaelib and torch.nn, got {_name(type(module))} as "
+                f"{name or 'the model'}: keep its state_dict(), and the code that builds it"
+            )
+    model = copy.deepcopy(model).cpu()
+    write({"vaelib model": model, "facts": facts, "versions": versions()}, path)
     return path
 
 
 def load(path: str | os.PathLike) -> nn.Module:
-    """The model that :func:`save` kept, in evaluation mode. No code of the file is run.
-
-    Raises:
-        ValueError: a file with other contents, or a damaged one.
-    """
+    """The model that :func:`save` kept, in evaluation mode. No code of the file is run."""
     return load_with_facts(path)[0]
 
 
@@ -208,12 +198,8 @@ def _classes() -> set[type]:
 class Checkpoint:
     """The file of one run: its description, weights, optimisers, history and random state.
 
-    Args:
-        path: as given, ``~`` expanded; ``None`` keeps nothing.
-        run: what the run depends on, by name; described and compared.
-        parts: the modules and optimisers to keep, by name.
-        device: of the run.
-        rank, world: of this process; the first one reads and writes.
+    ``run`` is what the run depends on, by name; ``parts`` the modules and optimisers to keep. The
+    first of several processes reads and writes. Without a path nothing is kept.
     """
 
     def __init__(self, path, run: dict, parts: dict, device: torch.device, rank=0, world=1):
@@ -239,11 +225,7 @@ class Checkpoint:
         write(state | {"versions": versions()}, self.path)
 
     def resume(self, rows: list[dict], epochs: int, progress: bool) -> bool:
-        """Load the file, where there is one, and fill ``rows`` -> whether there was one.
-
-        Raises:
-            ValueError: a file of another run, of more epochs, or no checkpoint at all.
-        """
+        """Load the file of this run, where there is one, and fill ``rows`` -> whether there was."""
         found: list = [None]
         if self.path is not None and self.rank == 0 and self.path.exists():
             found = [self._read(epochs)]

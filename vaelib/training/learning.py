@@ -85,8 +85,7 @@ def wake_sleep_step(
     encoder: it lowers KL(p(z|x) ‖ q(z|x)), the other direction, averaged over samples of the model
     instead of data. Hinton, Dayan, Frey & Neal (1995); Kingma & Welling (2013), section 5.
 
-    Args:
-        optimizer: one for the decoder (and the prior where it has parameters), one for the encoder.
+    ``optimizer``: one for the decoder (and a prior with parameters), one for the encoder.
     """
     if not isinstance(optimizer, (tuple, list)) or len(optimizer) != 2:
         kind = type(optimizer).__name__
@@ -109,19 +108,12 @@ def wake_sleep_step(
 
 
 class MCEM(NamedTuple):
-    """Result of an MCEM step: the chains must be carried to the next visit of ``x``.
+    """Result of an MCEM step: the chains must be carried to the next visit of ``x``."""
 
-    Attributes:
-        z: one posterior sample per image, ``(B, *latent_shape)``.
-        step_size: of the leapfrog integrator, a scalar, adapted.
-        info: acceptance and divergences of the trajectory.
-        log_joint: log p(x, z) at the new sample before the weight updates, ``(B,)`` nats.
-    """
-
-    z: Tensor
-    step_size: Tensor
-    info: hmc.Info
-    log_joint: Tensor
+    z: Tensor  # one posterior sample per image, (B, *latent_shape)
+    step_size: Tensor  # of the leapfrog integrator, a scalar, adapted
+    info: hmc.Info  # acceptance and divergences of the trajectory
+    log_joint: Tensor  # log p(x, z) at the new sample before the weight updates, (B,) nats
 
 
 def mcem_step(
@@ -139,9 +131,6 @@ def mcem_step(
     E: one trajectory from ``z`` ``(B, *latent_shape)``, leaving p(z|x) unchanged; the step size
     moves towards an acceptance of ``target``. M: ``updates`` gradient steps up log p(x, z) at that
     sample. No encoder is used or learned. Kingma & Welling (2013), appendix E.
-
-    Raises:
-        TypeError: a decoder that draws its weights: HMC needs one density.
     """
     check_fixed_weights(vae)
     density = log_joint(vae, x)
@@ -172,10 +161,8 @@ def variational_bayes_step(
     Args:
         vae: a model whose decoder is :class:`vaelib.decoders.VariationalWeights`.
         count: number of data N in the whole training set.
-        samples: draws of z per image; the whole batch shares one draw of θ.
-
-    Returns:
-        The bound of each image given the drawn weights, without the KL of the weights.
+        samples: draws of z per image; the whole batch shares one draw of θ. The bound that is
+            returned is given these weights, without their KL.
     """
     if not isinstance(vae.decoder, VariationalWeights):
         raise TypeError(f"expected a VariationalWeights decoder, got {type(vae.decoder).__name__}")
@@ -193,11 +180,8 @@ class CodePrior(nn.Module):
         ELBO(x) = −(0 + log q(z|x) − log p(z)),   z ~ q(z|x)
 
     Its mean is minus the rate that the model has with the new prior; going up it lowers
-    KL(q(z) ‖ p(z)) with the aggregate posterior q(z) = E_x[q(z|x)]. Razavi et al. (2019).
-
-    Args:
-        encoder: of the trained model; it is not trained.
-        prior: ``prior()`` returns p(z), such as :class:`vaelib.priors.AuxiliaryPrior`.
+    KL(q(z) ‖ p(z)) with the aggregate posterior q(z) = E_x[q(z|x)]. The encoder is not trained.
+    Razavi et al. (2019).
     """
 
     def __init__(self, encoder: nn.Module, prior: nn.Module):
@@ -222,9 +206,7 @@ def auxiliary_prior_step(
 ) -> Tensor:
     """One step of ``prior`` up log p(z), z ~ q(z|x), the model unchanged: see :class:`CodePrior`.
 
-    Returns:
-        log q(z|x) − log p(z) of each image before the step, ``(B,)`` nats, without gradient: its
-        mean estimates the rate with the new prior.
+    Returns log q(z|x) − log p(z) of each image, ``(B,)`` nats: its mean estimates the new rate.
     """
     return aevb_step(CodePrior(vae.encoder, prior), x, optimizer).rate
 

@@ -26,16 +26,18 @@ from vaelib.training.checkpoint import Checkpoint
 from vaelib.training.learning import aevb_step
 from vaelib.vae import ELBO, VAE, WithoutLatents
 
+LABELS = "with labels only the whole model can be called"
+SEVERAL = "on several processes only calls of the whole model have their gradients averaged"
+
 
 @dataclass
 class History:
-    """What happened during training, one row an epoch.
+    """What happened during training.
 
     Attributes:
-        rows: dictionaries with ``epoch``, ``samples`` (training images seen so far),
+        rows: one dictionary an epoch, with ``epoch``, ``samples`` (training images seen so far),
             ``seconds``, and in nats per image ``train_bound``, ``train_distortion``,
-            ``train_rate`` (running means over the epoch, before each update) and, where a
-            test set was given, ``test_bound``, ``test_distortion``, ``test_rate``.
+            ``train_rate`` (means over the epoch, before each update) and ``test_…`` likewise.
         interrupted: whether Ctrl-C ended the run early.
         average: a second model with the averaged weights, where ``ema`` was asked for.
     """
@@ -92,12 +94,9 @@ def fit(
     """Train ``model`` on ``train`` in place and return what happened.
 
     Order and noise depend on ``seed`` alone, and the caller's random state is left as it was.
-    Ctrl-C stops after the current update and keeps what was trained. The model comes back in
-    training mode, on the device it came from.
-
-    Under ``torchrun`` every process makes the same call, takes its share of each batch with noise
-    of its own, and DistributedDataParallel averages the gradients. A batch that does not divide
-    evenly is filled up with its first images.
+    Ctrl-C stops after the current update. The model comes back in training mode, on its device.
+    Under ``torchrun`` every process makes the same call, takes its share of each batch (filled up
+    with first images where it does not divide) with noise of its own, and torch averages gradients.
 
     Args:
         train: images ``(N, C, H, W)`` in [0, 1], or vectors ``(N, dims)``; whatever
@@ -114,16 +113,13 @@ def fit(
         test: images on which the bound is evaluated, every ``evaluate_every`` epochs and at the
             end, ``test_batch_size`` at a time.
         labels, test_labels: classes of the images ``(N,)``, for a decoder with ``classes``.
-        checkpoint: file that is rewritten after every epoch. If it exists, the run goes on from
-            it: bit for bit on the same processor, up to rounding on a GPU. It describes the whole
-            run, and one that does not fit is refused with the difference named.
+        checkpoint: file that is rewritten after every epoch; if it exists, the run goes on from
+            it, on a processor bit for bit. One of a run that differs in anything is refused.
         device: a CUDA GPU where there is one, else the CPU, by default.
-        bf16: run the networks under bfloat16 autocast; weights, images and log probabilities stay
-            float32.
+        bf16: bfloat16 autocast; weights, images and log probabilities stay float32.
         compile: run the model through ``torch.compile``, which pays on a GPU, with other noise.
-        ema: also keep an average of the weights, average ← e · average + (1 − e) · weights after
-            update u, with e = min(ema, (1 + u)/(10 + u)). It is what ``test`` is evaluated with,
-            and ``history.average``.
+        ema: average the weights, average ← e · average + (1 − e) · weights after update u, with
+            e = min(ema, (1 + u)/(10 + u)); ``test`` is evaluated with ``history.average``.
 
     Raises:
         TypeError: data that are not float images or vectors; the message says what to do.
@@ -131,7 +127,8 @@ def fit(
             optimiser of other parameters, or a checkpoint that is damaged or of another run.
         FloatingPointError: training diverged.
     """
-    _check_settings(epochs, batch_size, evaluate_every, test_batch_size, ema)
+    counts = {"evaluate_every": evaluate_every, "test_batch_size": test_batch_size}
+    _check_settings(model, ema, epochs=epochs, batch_size=batch_size, **counts)
     train, labels = _checked("train", train, labels, model)
     if test is not None:
         test, test_labels = _checked("test", test, test_labels, model, train.shape[1:])
@@ -190,7 +187,7 @@ def fit(
                 x = x if transform is None else transform(x)
                 vae = network
                 if labels is not None:
-                    vae = _Called(network, LABELS, labels[batch].to(device))
+                    vae = _Called(network, LABELS, labels=labels[batch].to(device))
                 if schedule is not None:
                     _set_lrs(optimizers, lrs, float(schedule(update / (epochs * batches))))
                 with _diverging(update), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -230,10 +227,9 @@ def evaluate(
     seed: int = 0,
     labels: Tensor | None = None,
 ) -> ELBO:
-    """Mean bound over ``images``: an ELBO of two scalars, nats per image.
+    """Mean bound over ``images``, and labels, as :func:`fit` takes them: two scalars, nats.
 
-    The noise depends on ``seed`` alone, and the caller's random state is left as it was. Takes
-    what :func:`fit` takes as images and labels.
+    The noise depends on ``seed`` alone, and the caller's random state is left as it was.
     """
     if batch_size < 1:
         raise ValueError(f"expected batch_size >= 1, got {batch_size}")
@@ -248,10 +244,9 @@ def _evaluate(model, images, labels, samples=1, batch_size=1000, seed=0, share=(
     """``share``: number of this process and of all, each of which takes every so many batches."""
     rank, world = share
     device, bounds = next(model.parameters()).device, []
-    pieces = torch.arange(len(images)).split(batch_size)[rank::world]
     with fork_rng(device), eval_mode(model):
         torch.manual_seed(seed + rank)
-        for piece in pieces:
+        for piece in torch.arange(len(images)).split(batch_size)[rank::world]:
             more = {} if labels is None else {"labels": labels[piece].to(device)}
             bounds.append(model.elbo(images[piece].to(device), samples, **more))
     if bounds and bounds[0].rate.dim() != 1:
@@ -265,25 +260,17 @@ def _evaluate(model, images, labels, samples=1, batch_size=1000, seed=0, share=(
     return ELBO(*(sums / len(images)))
 
 
-LABELS = "with labels only the whole model can be called"
-SEVERAL = "on several processes only calls of the whole model have their gradients averaged"
-
-
 class _Called:
     """A model that a step may only call: one that uses its slots one by one is refused."""
 
-    def __init__(self, network: nn.Module, reason: str, labels: Tensor | None = None):
-        self._network, self._reason, self._labels = network, reason, labels
+    def __init__(self, network: nn.Module, reason: str, **settings):
+        self._network, self._reason, self._settings = network, reason, settings
 
     def __call__(self, *args, **more) -> ELBO:
-        return self._network(
-            *args, **more, **({} if self._labels is None else {"labels": self._labels})
-        )
+        return self._network(*args, **more, **self._settings)
 
     def __getattr__(self, name: str):
-        raise RuntimeError(
-            f"this step uses vae.{name}, but {self._reason}: take one like aevb_step"
-        )
+        raise RuntimeError(f"this step uses vae.{name}, but {self._reason}: use one like aevb_step")
 
 
 def _join(device: str | torch.device | None) -> tuple[int, int, torch.device]:
@@ -302,11 +289,8 @@ def _join(device: str | torch.device | None) -> tuple[int, int, torch.device]:
 
 def _share(batch: Tensor, rank: int, world: int) -> Tensor:
     """This process's part of a batch, as long as every other's."""
-    return (
-        batch
-        if world == 1
-        else batch[torch.arange(rank, rank + world * -(-len(batch) // world), world) % len(batch)]
-    )
+    whole = -(-len(batch) // world) * world
+    return batch if world == 1 else batch[torch.arange(rank, whole, world) % len(batch)]
 
 
 @contextmanager
@@ -327,39 +311,36 @@ def _set_lrs(optimizers: Sequence[Optimizer], lrs: Sequence[float], factor: floa
 
 @contextmanager
 def _diverging(update: int) -> Iterator[None]:
-    """Say of an update, the first ones excepted, that its numbers left the range of floats."""
+    """Name the update whose numbers left the range of floats."""
     try:
         yield
     except (FloatingPointError, ValueError) as error:
         if update == 0:  # more likely a setting that does not fit
             raise
-        raise FloatingPointError(
-            f"training diverged at update {update}: {error}; lower the step size"
-        ) from error
+        message = f"training diverged at update {update}: {error}; lower the step size"
+        raise FloatingPointError(message) from error
 
 
 @contextmanager
 def _interruptible(alone: bool) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; a second one interrupts at once.
+    """An event that the first Ctrl-C sets, so that no update is cut in half; a second one raises.
 
-    Stopping between two updates keeps parameters and optimiser in step with each other. Of
-    several processes none may stop while others wait for it.
+    Of several processes none may stop while others wait for it, and only the main thread is asked.
     """
-    event = threading.Event()
-    if not alone or threading.current_thread() is not threading.main_thread():
-        yield event  # signals reach the main thread only
-        return
-    previous = signal.getsignal(signal.SIGINT)
+    event, previous = threading.Event(), signal.getsignal(signal.SIGINT)
 
     def handler(number, frame):
         event.set()
         signal.signal(signal.SIGINT, previous)
 
-    signal.signal(signal.SIGINT, handler)
+    alone = alone and threading.current_thread() is threading.main_thread()
+    if alone:
+        signal.signal(signal.SIGINT, handler)
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, previous)
+        if alone:
+            signal.signal(signal.SIGINT, previous)
 
 
 def _ema(decay: float):
@@ -379,8 +360,7 @@ def _placed(images: Tensor, device: torch.device) -> Tensor:
     """On the device, unless they would fill more than a quarter of a GPU: then batches travel."""
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
-        if images.numel() * images.element_size() > memory / 4:
-            return images
+        device = "cpu" if images.numel() * images.element_size() > memory / 4 else device
     return images.to(device)
 
 
@@ -390,28 +370,25 @@ def _takes_labels(model: nn.Module) -> bool:
 
 def _checked(name: str, x, labels, model: nn.Module, shape=None) -> tuple[Tensor, Tensor | None]:
     """Images and labels that the model can be trained on."""
-    if not hasattr(model, "elbo"):
-        kind = type(model).__name__
-        raise TypeError(f"expected a VAE, got {kind}: a pixel model is WithoutLatents(model)")
     given, (x, labels) = labels is not None, as_tensors(x, name, labels)
-    if not _takes_labels(model):
-        labels = None
-        if given:
-            raise ValueError("expected no labels: this model's decoder has no classes")
-    elif labels is None:
+    if given and not _takes_labels(model):
+        raise ValueError("expected no labels: this model's decoder has no classes")
+    if labels is None and _takes_labels(model):
         raise ValueError(f"{name}: expected labels (N,), as the decoder has classes, got none")
     if shape is not None and x.shape[1:] != shape:
         raise ValueError(f"{name}: expected shape (N, *{tuple(shape)}), got {tuple(x.shape)}")
     if x.dim() == 4:
         check_images(x)
-    elif x.dim() < 2 or not len(x) or not x.isfinite().all():
+    elif x.dim() < 2 or not x.isfinite().all():
         raise ValueError(f"{name}: expected finite vectors (N, dims), got {tuple(x.shape)}")
-    return x, labels
+    return x, labels if _takes_labels(model) else None
 
 
-def _check_settings(epochs, batch_size, evaluate_every, test_batch_size, ema) -> None:
-    counts = {"epochs": epochs, "batch_size": batch_size, "evaluate_every": evaluate_every}
-    for name, count in (counts | {"test_batch_size": test_batch_size}).items():
+def _check_settings(model: nn.Module, ema: float | None, **counts) -> None:
+    if not hasattr(model, "elbo"):
+        kind = type(model).__name__
+        raise TypeError(f"expected a VAE, got {kind}: a pixel model is WithoutLatents(model)")
+    for name, count in counts.items():
         if not is_int(count) or count < 1:
             raise ValueError(f"expected a whole number {name} >= 1, got {count!r}")
     if ema is not None and not 0 < ema < 1:
@@ -420,5 +397,5 @@ def _check_settings(epochs, batch_size, evaluate_every, test_batch_size, ema) ->
 
 def _check_parameters(optimizers: Sequence[Optimizer], model: nn.Module) -> None:
     held = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
-    if not any(id(p) in held for p in model.parameters()):
+    if held.isdisjoint(map(id, model.parameters())):
         raise ValueError("expected an optimizer of this model's parameters, got one of others")

@@ -81,11 +81,8 @@ class FreeBits:
     equation 15, whose mean is over the minibatch: single images may go below λ. With ``per_image``
     the maximum is taken for each image by itself.
 
-    Args:
-        nats: λ ≥ 0 of each group.
-        group: "total", all latents together; "row", one group for each row of z ``(rows, d)``,
-            which for a vector is each of its entries; "latent", each variable by itself.
-        per_image: see above.
+    Groups: "total", all latents together; "row", each row of z ``(rows, d)``, or entry of a vector;
+    "latent", each variable by itself.
 
     >>> FreeBits(8.0)(SplitELBO(torch.tensor([80.0, 90.0]), rate=torch.tensor([2.0, 4.0])))
     tensor([88., 98.])
@@ -112,9 +109,8 @@ class FreeBits:
             return bound.rate.unsqueeze(-1)
         if bound.terms is None:
             raise ValueError(
-                f"expected the rate of each latent variable for group {self.group!r}, got only "
-                "their sum: call elbo(x, split=True); where this posterior and prior have no KL in "
-                "closed form, use 'total'"
+                f"expected the rate of each latent for group {self.group!r}, got only their sum: "
+                "call elbo(x, split=True); where the KL has no closed form, use 'total'"
             )
         if self.group == "row" and bound.terms.dim() > 2:
             return bound.terms.flatten(2).sum(-1)
