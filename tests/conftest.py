@@ -24,3 +24,16 @@ def same_start(monkeypatch):
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - libraries that still use numpy's global generator
     torch.manual_seed(0)
+
+
+def refusals(cases, errors=(TypeError, ValueError)):
+    """A test that ``call(x)``, for each x of each (call, xs, message), or ``call()`` is refused."""
+    flat = [(call, [x], message) for call, *xs, message in cases for x in (xs[0] if xs else [])]
+    flat += [(call, [], message) for call, *xs, message in cases if not xs]
+
+    @pytest.mark.parametrize(("call", "arguments", "message"), flat)
+    def test(call, arguments, message):
+        with pytest.raises(errors, match=message):
+            call(*arguments)
+
+    return test

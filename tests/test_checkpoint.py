@@ -1,5 +1,8 @@
 """Descriptions of runs, and models that are kept: what was saved is what is loaded."""
 
+import copy
+from operator import attrgetter
+
 import pytest
 import torch
 from torch import nn
@@ -19,32 +22,30 @@ from vaelib.training.objectives import Beta
 ALPHA = torch.tensor([0.5, 0.9])
 SHAPE = (1, 6, 6)
 SMALL = {"image_shape": SHAPE, "channels": 4}
-MODELS = {
-    "mlp": lambda: VAE(MLPEncoder(3, SHAPE), StandardNormal(3), BernoulliMLP(3, SHAPE)),
-    "independent δ": lambda: VAE(
-        MLPEncoder(3, SHAPE, posterior=IndependentPosterior(0.1, 3, "positive")),
-        StandardNormal(3),
-        GaussianMLP(3, SHAPE, min_scale=0.2),
-    ),
-    "δ-VAE": lambda: VAE(
-        AntiCausalEncoder(2, SHAPE, SequentialPosterior(ALPHA, 6), channels=4),
+POSITIVE, COMMITTED = IndependentPosterior(0.1, 3, "positive"), SequentialPosterior(ALPHA, 6)
+SLOTS = {
+    "mlp": (MLPEncoder(3, SHAPE), StandardNormal(3), BernoulliMLP(3, SHAPE)),
+    "δ": (MLPEncoder(3, SHAPE, 9, POSITIVE), StandardNormal(3), GaussianMLP(3, SHAPE, 9, 0.2)),
+    "δ-VAE": (
+        AntiCausalEncoder(2, SHAPE, COMMITTED, 4),
         AR1Prior(ALPHA, 6),
         GatedPixelCNN((6, 2), **SMALL),
     ),
-    "auxiliary prior": lambda: VAE(
+    "auxiliary prior": (
         AntiCausalEncoder(2, SHAPE, channels=4, order="causal"),
         AuxiliaryPrior(2, 6),
         PixelSNAIL((6, 2), dropout=0.5, **SMALL),
     ),
-    "uncertain weights": lambda: VAE(
-        MLPEncoder(3, SHAPE), StandardNormal(3), VariationalWeights(BernoulliMLP(3, SHAPE))
-    ),
-    "linear": lambda: VAE(*linear_slots(5, 2)),
-    "without latents": lambda: WithoutLatents(PixelCNN(**SMALL)),
-    "colour": lambda: WithoutLatents(
-        GatedPixelCNN(None, (3, 4, 4), 4, likelihood="logistic_mixture", levels=16)
-    ),
+    "weights": (MLPEncoder(3, SHAPE), StandardNormal(3), VariationalWeights(GaussianMLP(3, SHAPE))),
+    "linear": linear_slots(5, 2),
+    "alone": (PixelCNN(**SMALL),),
+    "colour": (GatedPixelCNN(None, (3, 4, 4), 4, likelihood="logistic_mixture", levels=16),),
 }
+
+
+def made(name):
+    slots = copy.deepcopy(SLOTS[name])
+    return VAE(*slots) if len(slots) > 1 else WithoutLatents(*slots)
 
 
 def answers(model):
@@ -54,10 +55,10 @@ def answers(model):
         return [x, *model.elbo(x)]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SLOTS)
 def test_a_model_that_was_kept_gives_the_same_answers(tmp_path, name):
     torch.manual_seed(0)
-    model = MODELS[name]()
+    model = made(name)
     path = vaelib.save(model, tmp_path / "new folder" / "model.pt")
     loaded = vaelib.load(path)
     assert not loaded.training and model.training
@@ -72,7 +73,7 @@ class Mine(nn.Module):
 
 
 def test_what_cannot_be_kept_or_is_no_model_is_refused(tmp_path):
-    vae = MODELS["mlp"]()
+    vae = made("mlp")
     vae.encoder = Mine()
     with pytest.raises(TypeError, match=r"got test_checkpoint\.Mine as encoder"):
         vaelib.save(vae, tmp_path / "model.pt")
@@ -106,12 +107,8 @@ def rate_with(beta):
 
 
 def changed(path, value):
-    model = MODELS["δ-VAE"]()
-    *way, name = path.split(".")
-    owner = model
-    for step in way:
-        owner = getattr(owner, step)
-    setattr(owner, name, value)
+    model, (way, _, name) = made("δ-VAE"), path.rpartition(".")
+    setattr(attrgetter(way)(model), name, value)
     return model
 
 
@@ -121,9 +118,9 @@ PAIRS = {
     "closures": (rate_with(0.5), rate_with(0.1)),
     "lambdas": (lambda x: x + 1, lambda x: x + 2),
     "functions": (torch.sin, torch.cos),
-    "order": (MODELS["δ-VAE"](), changed("encoder.order", "causal")),
-    "reach": (MODELS["δ-VAE"](), changed("encoder.posterior.reach", 2.0)),
-    "α": (MODELS["δ-VAE"](), changed("prior.alpha", torch.tensor([0.5, 0.8]))),
+    "order": (made("δ-VAE"), changed("encoder.order", "causal")),
+    "reach": (made("δ-VAE"), changed("encoder.posterior.reach", 2.0)),
+    "α": (made("δ-VAE"), changed("prior.alpha", torch.tensor([0.5, 0.8]))),
     "sign": (IndependentPosterior(0.1, 3), IndependentPosterior(0.1, 3, "negative")),
     "δ": (IndependentPosterior(0.1, 3), IndependentPosterior(0.2, 3)),
     "min_scale": (GaussianMLP(3, SHAPE), GaussianMLP(3, SHAPE, min_scale=0.1)),

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import refusals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_expit
@@ -48,10 +49,7 @@ def test_diag_normal_is_that_of_torch(event):
     close(ours.kl_terms(q, p), kl_divergence(torchs.base_dist, other.base_dist))
 
 
-def test_its_density_integrates_to_one_and_draws_carry_gradients_to_both_parameters():
-    grid, one = torch.linspace(-8, 8, 4001).double(), torch.ones(1).double()
-    density = DiagNormal(0.3 * one, 0.7 * one).log_prob(grid.unsqueeze(-1)).exp()
-    assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=1e-10)
+def test_draws_carry_gradients_to_both_parameters():
     loc, scale = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
     z = DiagNormal(loc, scale).rsample()
     dz_dloc, dz_dscale = torch.autograd.grad(z.sum(), (loc, scale))
@@ -103,13 +101,6 @@ def test_a_grey_level_scores_the_expected_bit_also_at_extreme_logits():
         assert p.log_prob(zeros + 1).item() == 0
 
 
-def test_pixel_bernoulli_sums_to_one_over_all_images():
-    p = PixelBernoulli(torch.randn(1, 3, 3).double())
-    bits = torch.arange(512).unsqueeze(-1).bitwise_and(2 ** torch.arange(9)).ne(0)
-    total = p.log_prob(bits.double().view(512, 1, 3, 3)).exp().sum()
-    assert total.item() == pytest.approx(1, abs=1e-12)
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8", "int64", "bool", "float64"])
 def test_the_finer_type_of_pixels_and_logits_decides(dtype):
     logits, ones = torch.full((2, 1, 28, 28), -100.0), torch.ones(2, 1, 28, 28)
@@ -159,16 +150,6 @@ def test_draws_and_divergences_are_differentiable_in_alpha():
     alpha, q = torch.tensor([0.3, 0.6]).double().requires_grad_(), normals((4,), (5, 2))
     assert torch.autograd.gradcheck(draw, (alpha,))
     assert torch.autograd.gradcheck(lambda alpha: kl_divergence(q, AR1(alpha, 5)), (alpha,))
-
-
-@pytest.mark.parametrize("p", [normals((), (5, 3), 2), AR1(ALPHA, 5)], ids=["normal", "AR1"])
-def test_kl_is_its_monte_carlo_estimate_and_positive(p):
-    q = normals((4,), (5, 3), 1)
-    z = q.sample((100_000,))
-    ratio = q.log_prob(z) - p.log_prob(z)
-    error = 4 * ratio.std(0) / len(z) ** 0.5  # a false alarm in one of 16,000 comparisons
-    assert ((ratio.mean(0) - kl_divergence(q, p)).abs() < error).all()
-    assert (kl_divergence(q, p) > 0).all() and kl_divergence(q, q).abs().max() < 1e-14
 
 
 def test_terms_up_to_row_t_are_the_rate_of_a_process_of_t_rows():
@@ -302,6 +283,7 @@ def test_alpha_may_be_a_list_or_an_array_and_the_length_numpys(alpha):
 
 ZEROS, ONES, IMAGE = torch.zeros(4, 5), torch.ones(4, 5), torch.zeros(8, 1, 28, 28)
 BITS, FLAT, PROCESS = PixelBernoulli(IMAGE), normals((4,), (1,)), AR1(ALPHA, 4)
+GREY = DiagNormal(IMAGE, IMAGE + 1, 3)
 
 
 def put(x, value):
@@ -320,11 +302,7 @@ REFUSED = [
     (lambda x: PixelBernoulli(put(ZEROS, x), 2), (NAN, INF, -INF), "expected finite logits, got"),
     (BITS.log_prob, (IMAGE - 0.01, IMAGE + 255), r"expected values in \[0, 1\], got"),
     (BITS.log_prob, (IMAGE[:, 0], IMAGE[..., :20]), r"a value of shape .*\(1, 28, 28\)\), got"),
-    (
-        DiagNormal(IMAGE, IMAGE + 1, 3).log_prob,
-        [IMAGE[:, 0]],
-        r"a value of shape .* got \(8, 28, 28",
-    ),
+    (GREY.log_prob, [IMAGE[:, 0]], r"a value of shape .* got \(8, 28, 28"),
     (FLAT.log_prob, [torch.ones(4, 1) * 1j], "expected a real value, got torch.complex64"),
     (FLAT.log_prob, [torch.ones(0, 1)], r"expected at least one value, got shape \(0, 1\)"),
     (PROCESS.log_prob, [torch.zeros(5, 1, 3)], r"a value of shape .* got \(5, 1, 3\)"),
@@ -338,22 +316,11 @@ REFUSED = [
 ]
 for call in (AR1, committed_rate, committed_variance):
     REFUSED += [
-        (
-            lambda x, call=call: call([x], 4),
-            (1, 1.5, -0.1, NAN),
-            r"expected alpha in \[0, 1\), got",
-        ),
+        (lambda x, f=call: f([x], 4), (1, 1.5, -0.1, NAN), r"expected alpha in \[0, 1\), got"),
         (lambda x, call=call: call(x, 4), ([[0.5]], []), r"expected real alpha \(d,\), got"),
         (lambda x, call=call: call([0.5], x), (0, 2.5, "3", None, True), "a length of at least 1"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("call", "x", "message"), [(call, x, message) for call, xs, message in REFUSED for x in xs]
-)
-def test_bad_input_is_refused(call, x, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        call(x)
+test_bad_input_is_refused = refusals(REFUSED)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

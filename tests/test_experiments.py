@@ -54,8 +54,7 @@ def test_targets_and_rates_are_the_papers():
     targets[("imagenet32-delta-vae", "auxiliary prior")] = "≤ 3.77 bits/dim"
     targets[("cifar10-pixelsnail", "no latents")] = "2.83 bits/dim"
     targets[("mnist-pixelsnail", "no latents")] = "78.61 nats"
-    for row, expected in targets.items():
-        assert "{value} {unit}".format(**tables.target(*row)) == expected
+    assert {row: "{value} {unit}".format(**tables.target(*row)) for row in targets} == targets
     assert tables.target("mnist-collapse", "N(0, I) prior") is None
     for name in ("cifar10-delta-vae", "imagenet32-delta-vae"):
         alpha = torch.tensor(RECIPES[name].alpha, dtype=torch.float64)
@@ -106,11 +105,7 @@ def test_another_run_does_not_go_on_from_a_checkpoint(cache):
 FIELDS = {
     "--latents 28 3 --alpha .1 .2 .3": {"latents": (28, 3), "alpha": (0.1, 0.2, 0.3)},
     "--position False --data cifar10-full": {"position": False, "data": "cifar10-full"},
-    "--latents None --alpha --auxiliary-epochs=0": {
-        "latents": None,
-        "alpha": (),
-        "auxiliary_epochs": 0,
-    },
+    "--latents None --alpha --auxiliary-epochs=0": dict(latents=None, alpha=(), auxiliary_epochs=0),
     "--ema 0 --precision bf16 --compile --evaluations 3": {},
 }
 
@@ -128,28 +123,28 @@ def test_the_command_line_changes_fields_and_writes_a_result(words, cache, monke
     assert json.loads(capsys.readouterr().out) == {"a": 1}
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("mnist-cats", "got mnist-cats"),
-        ("table --folder x", "got table --folder x"),
-        ("imagenet32-delta-vae", "expected VAELIB_DATA"),
-        ("--epochs abc", "--epochs: invalid literal for int"),
-        ("--epochs 0", "epochs > 0, got 0"),
-        ("--epoch 3", "--epoch"),
-        ("--channels 2.5", "--channels: invalid literal"),
-        ("--latents [14]", "--latents"),
-        ("--alpha 0.5", "expected one alpha for each of d channels"),
-        ("--position maybe", "--position"),
-        ("--decoder rnn", "--decoder"),
-        ("--precision 8", "--precision"),
-        ("--ema 2", "expected ema in [0, 1), got 2.0"),
-        ("--evaluations 0", "evaluations >= 1, got 0"),
-        ("--heads 3", "expected heads that divide"),
-        ("--data digits14", "expected images of shape (1, 28, 28)"),
-        ("--result /dev/null/a.json", "/dev/null"),
-    ],
-)
+BAD = [
+    ("mnist-cats", "got mnist-cats"),
+    ("table --folder x", "got table --folder x"),
+    ("imagenet32-delta-vae", "expected VAELIB_DATA"),
+    ("--epochs abc", "--epochs: invalid literal for int"),
+    ("--epochs 0", "epochs > 0, got 0"),
+    ("--epoch 3", "--epoch"),
+    ("--channels 2.5", "--channels: invalid literal"),
+    ("--latents [14]", "--latents"),
+    ("--alpha 0.5", "expected one alpha for each of d channels"),
+    ("--position maybe", "--position"),
+    ("--decoder rnn", "--decoder"),
+    ("--precision 8", "--precision"),
+    ("--ema 2", "expected ema in [0, 1), got 2.0"),
+    ("--evaluations 0", "evaluations >= 1, got 0"),
+    ("--heads 3", "expected heads that divide"),
+    ("--data digits14", "expected images of shape (1, 28, 28)"),
+    ("--result /dev/null/a.json", "/dev/null"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD)
 def test_bad_lines_end_in_a_sentence(words, message, capsys):
     try:
         status = main([*([NAME] if words[0] == "-" else []), *words.split()])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import refusals
 from torch.distributions import Exponential, MultivariateNormal, Normal
 
 from vaelib.distributions import DiagNormal
@@ -212,9 +213,5 @@ BAD = {
     "finite log_density": lambda s: hmc.init(lambda z: z.sum(-1) / 0, s.position),
     "finite position": lambda s: hmc.init(normal, s.position / 0),
 }
-
-
-@pytest.mark.parametrize("message", sorted(BAD))
-def test_bad_arguments(message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        BAD[message](hmc.init(normal, torch.randn(5, 3)))
+CHAINS = hmc.init(normal, torch.ones(5, 3))
+test_bad_arguments = refusals([(call, [CHAINS], message) for message, call in BAD.items()])

@@ -65,11 +65,7 @@ def test_first_notebook_runs_in_jupyterlab(tmp_path):
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not executable:
         pytest.skip(f"no browser is installed: looked for {', '.join(BROWSERS)}")
-    course, log, environment = (
-        tmp_path / "course",
-        tmp_path / "log",
-        own_settings(tmp_path / "home"),
-    )
+    course, log, environment = tmp_path / "course", tmp_path / "log", own_settings(tmp_path / "h")
     first = course / "notebooks" / FIRST
     shutil.copytree(pairs.NOTEBOOKS, first.parent)
     # pyproject.toml says how notebooks and texts are paired.
@@ -103,10 +99,8 @@ def test_first_notebook_runs_in_jupyterlab(tmp_path):
 
             url = f"http://127.0.0.1:{port}/lab/tree/notebooks/{FIRST}?token={token}"
             wait_for(lambda: page.goto(url), START_SECONDS)
-            last, dialog = (
-                page.locator(CODE_CELLS).nth(len(code()) - 1),
-                page.locator(".jp-Dialog-content"),
-            )
+            last = page.locator(CODE_CELLS).nth(len(code()) - 1)
+            dialog = page.locator(".jp-Dialog-content")
             last.or_(dialog).first.wait_for(state="attached")
             assert dialog.all_inner_texts() == []  # it cannot open the notebook, and says so
             choose("Run", "Run All Cells")

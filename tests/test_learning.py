@@ -12,17 +12,14 @@ from vaelib.encoders import MLPEncoder
 from vaelib.inference import hmc
 from vaelib.inference.likelihood import log_joint
 from vaelib.inference.linear_vae import PPCA, linear_slots
-from vaelib.priors import AuxiliaryPrior, StandardNormal
+from vaelib.priors import StandardNormal
 from vaelib.training.learning import (
-    CodePrior,
     aevb_step,
-    auxiliary_prior_step,
     iwae_step,
     mcem_step,
     variational_bayes_step,
     wake_sleep_step,
 )
-from vaelib.training.objectives import Beta
 
 SHAPE = (1, 4, 3)
 
@@ -32,22 +29,27 @@ def small_vae():
     return VAE(MLPEncoder(2, SHAPE, 6), StandardNormal(2), BernoulliMLP(2, SHAPE, 6))
 
 
+def sgd(module, lr=0.1):
+    return torch.optim.SGD(module.parameters(), lr=lr)
+
+
+def assert_stepped(module, by_hand, sign=1):
+    """Along the gradients of ``by_hand``, or against them."""
+    for ours, theirs in zip(module.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs + sign * 0.1 * theirs.grad)
+
+
 def test_aevb_step_is_one_step_along_the_gradient_of_the_mean_bound():
     vae, x = small_vae(), torch.rand(5, *SHAPE)
     by_hand = copy.deepcopy(vae)
     torch.manual_seed(1)
-    bound = aevb_step(vae, x, torch.optim.SGD(vae.parameters(), lr=0.1), samples=3)
+    bound = aevb_step(vae, x, sgd(vae), samples=3)
     torch.manual_seed(1)
     expected = by_hand.elbo(x, samples=3)
     expected.value.mean().backward()
-    for ours, theirs in zip(vae.parameters(), by_hand.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs + 0.1 * theirs.grad)
+    assert_stepped(vae, by_hand)
     torch.testing.assert_close(bound.value, expected.value.detach())
     assert not bound.value.requires_grad
-
-
-def sgd(module, lr=0.1):
-    return torch.optim.SGD(module.parameters(), lr=lr)
 
 
 def test_iwae_step_goes_up_the_importance_weighted_bound():
@@ -61,8 +63,7 @@ def test_iwae_step_goes_up_the_importance_weighted_bound():
     z = q.rsample((4,))
     log_weights = by_hand.decoder(z).log_prob(x) + p.log_prob(z) - q.log_prob(z)
     log_weights.exp().mean(0).log().mean().backward()
-    for ours, theirs in zip(vae.parameters(), by_hand.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs + 0.1 * theirs.grad)
+    assert_stepped(vae, by_hand)
     torch.testing.assert_close(bound.value, log_weights.mean(0).detach())
 
 
@@ -72,16 +73,13 @@ def test_iwae_loss_rises_from_the_elbo_to_log_p(monkeypatch):
     vae = VAE(*model.slots())
     with torch.no_grad():
         vae.encoder.log_scale += 0.7  # twice too wide: a gap between bound and log p(x)
-    losses = []
+    losses, seen = [], []
+    monkeypatch.setattr("vaelib.training.learning._descend", lambda loss, _: seen.append(-loss))
     for samples in (1, 5, 50, 500):
         torch.manual_seed(0)
-        seen = []
-        monkeypatch.setattr(
-            "vaelib.training.learning._descend", lambda loss, _, seen=seen: seen.append(-loss)
-        )
         for _ in range(20):
             iwae_step(vae, x.double(), sgd(vae), samples=samples)
-        losses.append(torch.stack(seen).mean().item())
+        losses.append(torch.stack(seen[-20:]).mean().item())
     exact, elbo = model.log_prob(x.double()).mean(), vae.elbo(x.double(), 500).value.mean()
     assert losses == sorted(losses) and losses[0] == pytest.approx(elbo.item(), abs=0.1)
     assert losses[-1] == pytest.approx(exact.item(), abs=0.02) and elbo < exact - 0.5
@@ -101,18 +99,8 @@ def test_wake_goes_up_the_likelihood_and_sleep_up_the_log_posterior_of_dreams():
         dream_x = by_hand.decoder(dream_z).sample()
     by_hand.decoder(z).log_prob(x).mean().backward()  # before and after the wake phase: the
     by_hand.encoder(dream_x).log_prob(dream_z).mean().backward()  # dreams come from before it
-    for ours, theirs in zip(vae.parameters(), by_hand.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs + 0.1 * theirs.grad)
+    assert_stepped(vae, by_hand)
     torch.testing.assert_close(bound.value, expected.value.detach())
-
-
-def test_wake_sleep_changes_each_half_by_its_own_phase_only():
-    vae, x = small_vae(), torch.rand(5, *SHAPE)
-    encoder, decoder = copy.deepcopy(vae.encoder), copy.deepcopy(vae.decoder)
-    nothing = torch.optim.SGD(vae.encoder.parameters(), lr=0.0)
-    wake_sleep_step(vae, x, (sgd(vae.decoder), nothing))
-    assert all(map(torch.equal, vae.encoder.parameters(), encoder.parameters()))
-    assert not any(map(torch.equal, vae.decoder.parameters(), decoder.parameters()))
 
 
 def ppca_data(n=500):
@@ -151,15 +139,6 @@ def test_mcem_finds_the_optimum_of_ppca_without_an_encoder():
     assert sum(accepted[-100:]) / 100 == pytest.approx(0.9, abs=0.04)
     for name, value in vae.encoder.state_dict().items():
         assert torch.equal(value, before[name])
-
-
-def test_mcem_makes_as_many_updates_as_asked():
-    vae, x = small_vae(), torch.rand(5, *SHAPE)
-    optimizer = torch.optim.Adam(vae.decoder.parameters())
-    result = mcem_step(vae, x, torch.randn(5, 2), 0.1, optimizer, updates=3)
-    assert all(state["step"] == 3 for state in optimizer.state.values())
-    assert result.z.shape == (5, 2) and result.log_joint.shape == (5,)
-    assert not result.z.requires_grad
 
 
 def test_weights_rate_is_the_sum_of_closed_forms():
@@ -238,9 +217,7 @@ UPDATES = {
 def test_gradients_from_before_a_step_do_not_count(name):
     ends = []
     for stale in (0.0, 5.0):
-        vae = small_vae()
-        if name.startswith("full"):
-            weights(vae)
+        vae = weights(small_vae()) if name.startswith("full") else small_vae()
         for parameter in vae.parameters():
             parameter.grad = torch.full_like(parameter, stale)
         torch.manual_seed(1)
@@ -251,17 +228,14 @@ def test_gradients_from_before_a_step_do_not_count(name):
 
 @pytest.mark.parametrize("name", UPDATES)
 def test_a_loss_that_is_not_finite_changes_nothing(name):
-    vae = small_vae()
-    if name.startswith("full"):
-        weights(vae)
+    vae = weights(small_vae()) if name.startswith("full") else small_vae()
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter.fill_(float("nan"))
     before = copy.deepcopy(vae.state_dict())
     with pytest.raises((FloatingPointError, ValueError)):
         UPDATES[name](vae, torch.rand(5, *SHAPE))
-    for key, value in vae.state_dict().items():
-        torch.testing.assert_close(value, before[key], equal_nan=True)
+    torch.testing.assert_close(dict(vae.state_dict()), dict(before), equal_nan=True)
 
 
 def test_a_step_of_full_variational_bayes_by_hand():
@@ -273,17 +247,8 @@ def test_a_step_of_full_variational_bayes_by_hand():
     torch.manual_seed(1)
     expected = by_hand.elbo(x, 3)
     (by_hand.decoder.rate() / 40 - expected.value.mean()).backward()
-    for ours, theirs in zip(vae.parameters(), by_hand.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs - 0.1 * theirs.grad)
+    assert_stepped(vae, by_hand, sign=-1)
     torch.testing.assert_close(bound.value, expected.value.detach())
-
-
-def test_an_objective_gets_as_many_samples_as_asked():
-    vae, x = small_vae(), torch.rand(5, *SHAPE)
-    torch.manual_seed(1)
-    bound = aevb_step(vae, x, sgd(vae, lr=0.0), samples=3, objective=Beta(0.5))
-    torch.manual_seed(1)
-    torch.testing.assert_close(bound.value, vae.elbo(x, 3).value.detach())
 
 
 def test_mcem_step_is_a_trajectory_and_then_the_updates():
@@ -304,23 +269,3 @@ def test_mcem_step_is_a_trajectory_and_then_the_updates():
         torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(found.step_size, hmc.adapt(0.3, info, 0.6))
     torch.testing.assert_close(found.log_joint, state.log_density)
-
-
-def test_auxiliary_prior_step_goes_up_the_density_of_codes_alone():
-    torch.manual_seed(0)
-    vae = VAE(MLPEncoder((4, 2), SHAPE, 6), StandardNormal((4, 2)), BernoulliMLP((4, 2), SHAPE, 6))
-    prior, x = AuxiliaryPrior(2, 4, 5), torch.rand(5, *SHAPE)
-    by_hand, before = copy.deepcopy(prior), copy.deepcopy(vae.state_dict())
-    torch.manual_seed(1)
-    rate = auxiliary_prior_step(vae, prior, x, sgd(prior))
-    torch.manual_seed(1)
-    q = vae.encoder(x)
-    z = q.sample()
-    log_density = by_hand().log_prob(z)
-    log_density.mean().backward()
-    for ours, theirs in zip(prior.parameters(), by_hand.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs + 0.1 * theirs.grad)
-    torch.testing.assert_close(rate, (q.log_prob(z) - log_density).detach())
-    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
-    torch.manual_seed(1)
-    assert torch.equal(CodePrior(vae.encoder, by_hand).elbo(x).rate, rate)

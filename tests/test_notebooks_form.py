@@ -72,11 +72,8 @@ def test_no_edit_is_lost(tmp_path):
     text.write_text("# %%\na = 1\n\n# %%\nb = 3\n")
     os.utime(path, (0, 0))
     assert "brought in step" in pairs.sync(path)  # an unchanged cell keeps its outputs
-    cells = nbformat.read(path, 4).cells
-    assert [(cell.source, cell.execution_count) for cell in cells] == [
-        ("a = 1", 1),
-        ("b = 3", None),
-    ]
+    cells = [(cell.source, cell.execution_count) for cell in nbformat.read(path, 4).cells]
+    assert cells == [("a = 1", 1), ("b = 3", None)]
     (kept,) = (tmp_path / ".cache/replaced").iterdir()
     assert "b = 2" in kept.read_text()
     pairs.write_notebook(path, first)
@@ -135,9 +132,8 @@ def test_claims_are_asserted_and_compared(notebook):
 def test_outputs_are_compared_where_they_can_be(notebook):
     for cell in only("code", notebook.cells):
         marks = re.findall(r"^\s*# *(NBVAL_\w+)", cell.source, re.MULTILINE)
-        marks = {
-            mark.lower().replace("_", "-") for mark in [*marks, *cell.metadata.get("tags", [])]
-        }
+        marks += cell.metadata.get("tags", [])
+        marks = {mark.lower().replace("_", "-") for mark in marks}
         unknown = {mark for mark in marks if mark.startswith("nbval")} - MARKERS
         assert not unknown, f"nbval would skip the cell, or ignore {unknown}"
         kinds = {kind for output in cell.outputs for kind in output.get("data", {})}

@@ -32,11 +32,9 @@ def pixelcnn():
 
 def vae():
     torch.manual_seed(0)
-    return VAE(
-        MLPEncoder((4, 2), SHAPE, 6),
-        StandardNormal((4, 2)),
-        GatedPixelCNN((4, 2), SHAPE, 4, layers=1, kernel=3, first_kernel=3, context=3),
-    ).double()
+    encoder, prior = MLPEncoder((4, 2), SHAPE, 6), StandardNormal((4, 2))
+    decoder = GatedPixelCNN((4, 2), SHAPE, 4, layers=1, kernel=3, first_kernel=3, context=3)
+    return VAE(encoder, prior, decoder).double()
 
 
 def code_prior():
@@ -72,13 +70,10 @@ def work(folder):
     }
     train(pixelcnn(), epochs=1, checkpoint=f"{folder}/run.pt")
     results["resumed"] = train(pixelcnn(), checkpoint=f"{folder}/run.pt")
-    uncertain = VAE(
-        MLPEncoder(2, SHAPE), StandardNormal(2), VariationalWeights(BernoulliMLP(2, SHAPE))
-    )
-    results["refused"] = [
-        refusal(wake_sleep_step, vae()),
-        refusal(partial(variational_bayes_step, count=40), uncertain.double()),
-    ]
+    decoder = VariationalWeights(BernoulliMLP(2, SHAPE))
+    uncertain = VAE(MLPEncoder(2, SHAPE), StandardNormal(2), decoder).double()
+    results["refused"] = [refusal(wake_sleep_step, vae())]
+    results["refused"] += [refusal(partial(variational_bayes_step, count=40), uncertain)]
     results["world"] = torch.distributed.get_world_size()
     if torch.distributed.get_rank() == 0:
         torch.save(results, f"{folder}/results.pt")
@@ -95,9 +90,8 @@ def together(tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--local-addr", "127.0.0.1", "--nproc-per-node", "2", str(folder / "work.py")]
     quiet = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env=os.environ | quiet
-    )
+    settings = {"capture_output": True, "text": True, "env": os.environ | quiet}
+    done = subprocess.run(command, timeout=240, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
     results = torch.load(folder / "results.pt", weights_only=True)
     assert results["world"] == 2
@@ -122,14 +116,12 @@ def test_a_batch_that_does_not_divide_is_filled_up_with_its_first_images(togethe
 
 
 def test_the_bound_of_a_vae_is_that_of_one_process_within_its_noise(together):
-    one, two = (
-        run["rows"][-5:, 2].mean().item() for run in (train(vae(), epochs=20), together["vae"])
-    )
+    runs = train(vae(), epochs=20), together["vae"]
+    one, two = (run["rows"][-5:, 2].mean().item() for run in runs)
     # Five epochs of 40 images: the mean bound has a standard error of about 0.1 nats.
     assert one == pytest.approx(two, abs=0.5) and one > -11.5
-    weights = together["vae"]["weights"]
     model = vae()
-    model.load_state_dict(weights)
+    model.load_state_dict(together["vae"]["weights"])
     alone = evaluate(model, images(7, 2), samples=200).value.item()
     assert together["vae"]["rows"][-1, -3].item() == pytest.approx(alone, abs=1.5)
 

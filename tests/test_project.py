@@ -62,11 +62,7 @@ def test_imports_go_one_way():
     ours = set(MODULES) - {"vaelib"}  # which only collects names
     graph = {module: imports(source) & ours for module, source in sources.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
-    for source in (
-        "from vaelib.training import loop",
-        "import vaelib.experiments",
-        "import seaborn",
-    ):
+    for source in ("from vaelib.training import a", "import vaelib.experiments", "import seaborn"):
         assert wrong_imports("vaelib.vae", source) and wrong_imports("vaelib.pixelcnn.a", source)
 
 

@@ -11,9 +11,8 @@ from vaelib.distributions import committed_rate
 from vaelib.teaching import plotting
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {
-    name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")
-}
+NAMES = ("README.md", "CONTRIBUTING.md")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 README = PAGES["README.md"]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 START = (ROOT / "notebooks/py/00_start_here.py").read_text(encoding="utf-8")

@@ -1,12 +1,19 @@
 """The bound and its three slots: exact answers, finite differences, and every pair of slots."""
 
 import copy
+import itertools
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
+import jupytext
+import numpy as np
 import pytest
 import torch
+from conftest import refusals
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special, stats
 from sklearn.datasets import load_digits
 from torch import distributions as td
 from torch import nn
@@ -158,11 +165,8 @@ ENCODERS = {
     "anti-causal": lambda: AntiCausalEncoder(2, SHAPE, None, 4, 1, 3),
     "sequential": lambda: AntiCausalEncoder(2, SHAPE, SequentialPosterior(ALPHA, 4), 4, 1, 3),
 }
-PRIORS = {
-    "normal": lambda: StandardNormal(ROWS),
-    "AR1": lambda: AR1Prior(ALPHA, 4),
-    "auxiliary": lambda: AuxiliaryPrior(2, 4, 4),
-}
+PRIORS = {"normal": lambda: StandardNormal(ROWS), "AR1": lambda: AR1Prior(ALPHA, 4)}
+PRIORS["auxiliary"] = lambda: AuxiliaryPrior(2, 4, 4)
 DECODERS = {
     "bernoulli": lambda: BernoulliMLP(ROWS, SHAPE, 6),
     "gaussian": lambda: GaussianMLP(ROWS, SHAPE, 6),
@@ -268,14 +272,7 @@ for model in (PAIR, ALONE):
         (model.elbo, [X.byte()], r"got torch.uint8: .*x.float\(\) / 255"),
         (model.elbo, [X.float()], "expected torch.float64, .* got torch.float32"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("call", "x", "message"), [(call, x, message) for call, xs, message in REFUSED for x in xs]
-)
-def test_bad_slots_and_images_are_refused(call, x, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        call(x)
+test_bad_slots_and_images_are_refused = refusals(REFUSED)
 
 
 near = st.sampled_from([(3, *SHAPE), (1, *SHAPE), (0, *SHAPE), SHAPE, (3, 4, 3), (3, 1, 4, 5)])
@@ -370,3 +367,158 @@ def test_images_are_never_rounded(kind, likelihood):
     expected = decoder(z).log_prob(x)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(decoder(z).log_prob(x), expected)
+
+
+# Notebook 02: its cells tagged `library` hold its estimators and the transformations of section 2.4
+# of Kingma & Welling (2013). Its claims, which run with it, judge densities, inverses and means.
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "py" / "02_reparameterize_the_gradient.py"
+NAMES = {}
+for cell in jupytext.read(NOTEBOOK, fmt="py:percent").cells:
+    if "library" in cell.metadata.get("tags", []):
+        exec(cell.source, NAMES)
+library, gradients_of = SimpleNamespace(**NAMES), torch.autograd.grad
+NAMED = {
+    "INVERSE_CDF": "Exponential Cauchy Logistic Rayleigh Pareto Weibull Reciprocal Gompertz Gumbel "
+    "Erlang",
+    "LOCATION_SCALE": "Laplace Elliptical Student's Logistic Uniform Triangular Gaussian",
+    "COMPOSITION": "Log-Normal Gamma Dirichlet Beta Chi-squared F",
+}
+LAWS = [(kind, name) for kind in NAMED for name in NAMES[kind]]
+DATUM, SCALE = 2.0, 0.5  # a datum and the scale of its likelihood N(x; z, s²)
+
+
+def gauss_hermite(nodes, d=1):
+    """Noise (nodes**d, d) and weights for expectations over N(0, I)."""
+    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    grids = (np.meshgrid(*[one] * d) for one in (points, weights / weights.sum()))
+    noise, weight = (torch.tensor(np.stack(grid, -1).reshape(-1, d)) for grid in grids)
+    return noise, weight.prod(-1)
+
+
+def mean_and_variance(weights, values):
+    mean = weights @ values
+    return mean, weights @ values**2 - mean**2
+
+
+def kolmogorov(samples, cdf):
+    """√n D. P(√n D > 2.5) = 2 exp(−2 · 2.5²) < 1e-5 for a correct sampler; the seed is fixed."""
+    return len(samples) ** 0.5 * stats.kstest(np.asarray(samples), cdf).statistic
+
+
+def moments(estimator, loc, scale):
+    """Means and variances of value, ∂/∂μ and ∂/∂ln σ of SGVB, exact by quadrature."""
+    noise, weights = gauss_hermite(12)
+    likelihood = library.DiagNormal(torch.tensor([DATUM]), torch.tensor([SCALE])).log_prob
+    q = torch.tensor([[loc]]), torch.tensor([[scale]])
+    results = library.sgvb(likelihood, *q, noise[:, None], estimator)
+    return torch.tensor([mean_and_variance(weights, result.flatten()) for result in results]).T
+
+
+@pytest.fixture
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double_precision")
+class TestNotebook02:
+    @pytest.mark.parametrize(("kind", "name"), LAWS)
+    def test_gradients_of_each_law(self, kind, name):
+        rows = {name.split()[0].rstrip(",") for name in NAMES[kind]}
+        assert rows == set(NAMED[kind].split())  # all that the paper names
+        law = NAMES[kind][name]
+        theta, noise, step = torch.tensor(law.theta), law.noise(500), 1e-5
+        each = [value.expand(500).clone().requires_grad_() for value in theta]
+        found = gradients_of(law.transform(noise, *each).sum(), each)
+        for gradient, h in zip(found, step * torch.eye(len(theta)), strict=True):
+            up, down = (law.transform(noise, *(theta + s * h)) for s in (1, -1))
+            # Truncation of order step² and rounding of order 1e-15 / step, in both differences
+            # (the implicit gradient of the Gamma holds a second one).
+            close(gradient, (up - down) / (2 * step), rtol=1e-6, atol=1e-7)
+        if kind == "LOCATION_SCALE":  # affine in its noise
+            standard = law.transform(noise, 0.0, *[value / 2 for value in law.theta[1:]])
+            close(law.transform(noise, 3.0, *law.theta[1:]), 3 + 2 * standard)
+
+    def test_a_wrong_transformation_is_seen_and_uniform_noise_is_strictly_inside(self, monkeypatch):
+        draw, right = lambda u, r: -torch.log1p(-u) / (1.05 * r), lambda r: stats.expon(0, 1 / r)
+        wrong = library.Law(draw, (1.5,), right)
+        samples, exact = library.gradient_pair(wrong)
+        error = (samples - exact).std(0) / len(samples) ** 0.5
+        assert library.ks_distance(wrong, n=100_000) > 2.5
+        assert ((samples - exact).mean(0).abs() > 5 * error).any()
+        assert (library.uniform(100_000) < 1).all()
+        monkeypatch.setattr(torch, "rand", torch.zeros)  # the smallest draw there can be
+        zero = library.uniform(3)
+        assert (zero > 0).all() and torch.logit(zero).isfinite().all()
+
+    @pytest.mark.parametrize("shape", [0.3, 1.0, 2.5, 40.0])
+    def test_standard_gamma_inverts_and_differentiates_any_shape(self, shape):
+        u, alpha = torch.linspace(0.01, 0.99, 99), torch.full((99,), shape, requires_grad=True)
+        z, step = library.standard_gamma(u, alpha), 1e-5 * shape
+        assert np.abs(special.gammainc(shape, z.detach().numpy()) - u.numpy()).max() < 1e-12
+        up, down = (special.gammaincinv(shape + h, u.numpy()) for h in (step, -step))
+        expected = torch.tensor((up - down) / (2 * step))
+        close(gradients_of(z.sum(), alpha)[0], expected, rtol=1e-5, atol=1e-12)
+
+    def test_vectors_have_the_marginals_and_the_dependence_that_they_should(self):
+        concentration = [torch.full((50_000,), a, requires_grad=True) for a in (1.5, 2.0, 0.8)]
+        z = library.dirichlet(library.uniform(50_000, 3), *concentration)
+        close(z.sum(-1), torch.ones(50_000), rtol=0, atol=1e-14)
+        for i, a in enumerate((1.5, 2.0, 0.8)):
+            assert kolmogorov(z[:, i].detach(), stats.beta(a, 4.3 - a).cdf) < 2.5
+        for gradient in gradients_of(z.sum(), concentration):  # the total is always 1
+            close(gradient, torch.zeros(50_000), rtol=0, atol=1e-12)
+        loc, factor = torch.tensor([1.0, -0.5]), torch.tensor([[1.2, 0.0], [0.9, 0.5]])
+        z = loc + library.spherical_t(50_000) @ factor.T  # elliptical
+        white = torch.linalg.solve_triangular(factor, (z - loc).T, upper=False)  # (2, samples)
+        radius = white.square().sum(0) / 2  # squared Mahalanobis radius over d
+        angle = torch.atan2(white[1], white[0]) / (2 * np.pi) + 0.5
+        assert kolmogorov(radius, stats.f(2, 8).cdf) < 2.5 and kolmogorov(angle, "uniform") < 2.5
+        assert abs(stats.spearmanr(radius, angle).statistic) < 5 / 50_000**0.5  # independent
+
+    def test_variances_of_both_estimators_are_exact(self):
+        for d, baseline in itertools.product((1, 2, 3), (0.0, 2.5)):
+            noise, weights = gauss_hermite(8, d)  # exact for the polynomial, of degree 6
+            f = (0.7 + 1.3 * noise).square().sum(-1)
+            _, variance = mean_and_variance(weights, (f - baseline) * noise[:, 0] / 1.3)
+            found = library.score_variance(d, baseline, 0.7, 1.3)
+            assert found == pytest.approx(float(variance), rel=1e-11)
+        (z, weights), omega = gauss_hermite(80), torch.tensor([0.1, 1.0, 3.0])
+        wave = {"score": torch.sin(omega * z) * z, "pathwise": omega * torch.cos(omega * z)}
+        for name, found in library.wave_variances(omega).items():
+            close(found, mean_and_variance(weights, wave[name])[1], rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("estimator", ["A", "B", "STL"])
+    def test_every_estimator_has_the_mean_of_the_exact_bound(self, estimator):
+        loc, log_scale = (torch.tensor(v, requires_grad=True) for v in (0.3, math.log(0.8)))
+        variance = (2 * log_scale).exp()
+        distortion = ((DATUM - loc) ** 2 + variance) / (2 * SCALE**2)
+        distortion = distortion + math.log(SCALE * math.sqrt(2 * math.pi))
+        bound = -distortion - 0.5 * (loc**2 + variance - 1 - 2 * log_scale)
+        exact = torch.stack([bound.detach(), *gradients_of(bound, (loc, log_scale))])
+        close(moments(estimator, 0.3, 0.8)[0], exact, rtol=1e-11, atol=1e-11)
+
+    def test_at_the_posterior_a_has_no_noise_and_stl_no_gradient(self):
+        posterior = DATUM / (1 + SCALE**2), (1 + 1 / SCALE**2) ** -0.5
+        (_, a), (_, b), (_, stl) = (moments(name, *posterior) for name in ("A", "B", "STL"))
+        assert a[0] < 1e-12 < 0.1 < b[0] and (stl < 1e-12).all()
+        assert (a[1:] > 0.1).all() and (b[1:] > 0.1).all()
+
+    @pytest.mark.parametrize("estimator", ["A", "B"])
+    def test_sgvb_gives_the_bound_of_the_library(self, estimator):
+        vae, x = small_vae(), images()
+        torch.manual_seed(2)
+        noise = torch.randn(7, 5, 2)
+        torch.manual_seed(2)  # the same draws
+        expected = vae.elbo(x, samples=7, estimator=estimator).value.detach()
+        q, likelihood = vae.encoder(x), lambda z: vae.decoder(z).log_prob(x)
+        values, _, _ = library.sgvb(likelihood, q.loc, q.scale, noise, estimator)
+        close(values.mean(0), expected, rtol=1e-10, atol=1e-10)
+
+    def test_other_estimators_are_refused(self):
+        one = torch.ones(1)
+        with pytest.raises(ValueError, match="estimator 'score' or 'pathwise', got 'naive'"):
+            library.gradient_samples(torch.sum, one, one, 10, "naive")
+        with pytest.raises(ValueError, match="expected estimator 'A', 'B' or 'STL', got 'C'"):
+            library.sgvb(torch.sum, one, one, torch.zeros(3, 1), "C")

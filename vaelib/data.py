@@ -10,13 +10,14 @@ import importlib.resources
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn.functional import avg_pool2d
 from torch.utils.data import Dataset, IterableDataset
 
@@ -104,8 +105,15 @@ def frey_faces() -> Images:
     training. Where the real frames cannot be had: :func:`stand_in_faces`, with a warning, at
     classroom scale; :class:`DataError` at paper scale.
     """
+
+    def fetch(cache: Path) -> None:
+        _download([FREY_URL], FREY_HASH, cache / FREY_FILE)
+
+    def read(folder: Path) -> Parts:
+        return _split_frey(*_to_tensors(_read(folder / FREY_FILE, _parse_frey)))
+
     try:
-        return _search("Frey Face", _read_frey, _fetch_frey, f"{FREY_FILE} ({FREY_URL})")
+        return _search("Frey Face", read, fetch, f"{FREY_FILE} ({FREY_URL})")
     except DataError as error:
         if scaling.current() != "classroom":
             raise DataError(f"at paper scale only the real frames will do. {error}") from error
@@ -120,9 +128,9 @@ def cifar10(full: bool = False) -> Images:
     ``cifar10_train10k.npz`` and ``cifar10_test1k.npz`` (10,000 and 1,000 images) if they are there
     and ``full`` is false; else all 50,000 and 10,000 from torchvision's files (170 MB).
     """
-    small = "" if full else "cifar10_train10k.npz and cifar10_test1k.npz, or "
-    files = f"{small}the folder cifar-10-batches-py"
-    return _search("CIFAR-10", lambda folder: _read_cifar(folder, full), _fetch_cifar, files)
+    files = "" if full else "cifar10_train10k.npz and cifar10_test1k.npz, or "
+    files += "the folder cifar-10-batches-py"
+    return _search("CIFAR-10", partial(_read_cifar, full=full), _fetch_cifar, files)
 
 
 def imagenet32(path: str | os.PathLike, batches: int = 10) -> Images:
@@ -163,10 +171,8 @@ def as_tensors(x, name: str = "images", labels=None) -> tuple[Tensor, Tensor | N
     For anything else, integers too, an error says what to do. Values are not checked: see
     :func:`check_images`.
     """
-    found = None
-    if isinstance(x, Images):
-        x, found = x.train, x.train_labels
-    elif isinstance(x, (list, Dataset)) and not isinstance(x, IterableDataset):
+    x, found = (x.train, x.train_labels) if isinstance(x, Images) else (x, None)
+    if isinstance(x, (list, Dataset)) and not isinstance(x, IterableDataset):
         images, found = [], []
         for i in range(len(x)):
             image, *label = item if isinstance(item := x[i], (tuple, list)) else (item,)
@@ -186,9 +192,9 @@ def as_tensors(x, name: str = "images", labels=None) -> tuple[Tensor, Tensor | N
         return x, None
     labels = labels if isinstance(labels, Tensor) else np.array(labels)
     if "int" not in str(labels.dtype) or labels.shape != (len(x),):
-        got = f"{labels.dtype} {tuple(labels.shape)}: labels.long() if they are whole numbers"
-        expected = f"expected integer labels of shape ({len(x)},), got {got}"
-        raise ValueError(f"{expected}, labels.argmax(1) if they are one-hot")
+        hint = "labels.long() if they are whole numbers, labels.argmax(1) if they are one-hot"
+        got = f"{labels.dtype} {tuple(labels.shape)}: {hint}"
+        raise ValueError(f"expected integer labels of shape ({len(x)},), got {got}")
     return x, torch.as_tensor(labels).long()
 
 
@@ -224,7 +230,7 @@ def check_images(x: Tensor, shape: tuple[int, int, int] | None = None) -> Tensor
     return x
 
 
-def binarize(x: Tensor, method: str = "threshold", generator=None) -> Tensor:
+def binarize(x: Tensor, method: str = "threshold", generator: Generator | None = None) -> Tensor:
     """Turn grey levels in [0, 1] into 0 and 1; any shape, same shape and dtype.
 
     ``"threshold"``: 1 where x > 0.5, so 0.5 itself becomes 0.
@@ -233,9 +239,9 @@ def binarize(x: Tensor, method: str = "threshold", generator=None) -> Tensor:
     _check_unit(x)
     if method not in ("threshold", "bernoulli"):
         raise ValueError(f"expected method 'threshold' or 'bernoulli', got {method!r}")
-    return (
-        (x > 0.5).to(x.dtype) if method == "threshold" else torch.bernoulli(x, generator=generator)
-    )
+    if method == "bernoulli":
+        return torch.bernoulli(x, generator=generator)
+    return (x > 0.5).to(x.dtype)
 
 
 def downsample(x: Tensor, factor: int = 2) -> Tensor:
@@ -391,16 +397,7 @@ def _fetch_mnist(cache: Path) -> None:
     from torchvision.datasets import MNIST
 
     for name, md5 in MNIST.resources:
-        urls = [mirror + name for mirror in MNIST.mirrors]
-        _download(urls, f"md5:{md5}", cache / "MNIST" / "raw" / name)
-
-
-def _fetch_frey(cache: Path) -> None:
-    _download([FREY_URL], FREY_HASH, cache / FREY_FILE)
-
-
-def _read_frey(folder: Path) -> Parts:
-    return _split_frey(*_to_tensors(_read(folder / FREY_FILE, _parse_frey)))
+        _download([url + name for url in MNIST.mirrors], f"md5:{md5}", cache / "MNIST/raw" / name)
 
 
 def _parse_frey(path: Path) -> np.ndarray:

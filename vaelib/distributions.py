@@ -298,14 +298,15 @@ def kl_terms(q: Distribution, p: Distribution) -> Tensor | None:
         events = f"{tuple(q.event_shape)} and {tuple(p.event_shape)}"
         raise ValueError(f"expected equal event shapes, got {events}")
     batch = broadcast("batch shapes", q.batch_shape, p.batch_shape)
+    loc, deviation = q.base_dist.loc, q.base_dist.scale
     if isinstance(p, DiagNormal):
-        ratio, shift = q.scale / p.scale, (q.loc - p.loc) / p.scale
+        ratio, shift = deviation / p.scale, (loc - p.loc) / p.scale
         # A product is cheaper than a square to differentiate.
         return 0.5 * (shift * shift + ratio * ratio - 1) - ratio.log()
-    variance, scale = q.scale.square(), p.innovation_scale
-    innovation = q.loc - p.alpha * _previous(q.loc)
+    variance, scale = deviation.square(), p.innovation_scale
+    innovation = loc - p.alpha * _previous(loc)
     spread = variance + p.alpha.square() * _previous(variance)
-    log_ratio = 2 * (q.scale / scale).log()
+    log_ratio = 2 * (deviation / scale).log()
     terms = 0.5 * ((innovation.square() + spread) / scale.square() - 1 - log_ratio)
     return terms.expand(batch + q.event_shape)
 

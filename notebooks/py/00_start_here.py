@@ -184,7 +184,7 @@ plt.show()
 #
 # An image has 784 pixels. We allow the code **two** numbers, so that we can draw a map of all codes on paper. The encoder squeezes each digit through this needle's eye, and the decoder tries to get it back.
 #
-# `fit` does the work: it shuffles the images, takes them in batches of a hundred, and climbs the bound with a gradient step on each. (Adam is the usual recipe for the size of the steps; `lr` is the largest step that a weight may take.) Both networks now have two hidden layers, because a map of all digits is a crumpled thing. While it runs, a progress bar shows the bound so far, in nats per image, and the time left. If you are impatient, interrupt the kernel (■): the training stops cleanly and keeps what was learned.
+# `fit` does the work: it shuffles the images, takes them in batches of a hundred, and climbs the bound with a gradient step on each. (Adam is the usual recipe for the size of the steps; `lr` is about the usual step of a weight.) Both networks now have two hidden layers, because a map of all digits has many folds. While it runs, a progress bar shows the bound so far, in nats per image, and the time left. If you are impatient, interrupt the kernel (■): the training stops cleanly and keeps what was learned.
 
 # %%
 torch.manual_seed(SEED)

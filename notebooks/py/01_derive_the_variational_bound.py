@@ -342,7 +342,7 @@ axes[1].legend(loc="upper left", bbox_to_anchor=(0.3, 1))
 plt.show()
 
 # %% [markdown]
-# *What to see.* Left: two weights, their mean, and the thick grey gap between the log of the mean and the mean of the logs. Equal weights would close it. Right: the log weights of one morning under three choices of $q$. (About a quarter of the prior's are below the left edge and not drawn.) All three have the *same* mean weight, $p(x)$. The more the log weights scatter, the lower their mean. For the posterior there is no scatter at all: every draw returns $\log p(x)$ itself, the black spike.
+# *What to see.* Left: two weights, their mean, and the thick grey gap between the log of the mean and the mean of the logs. Equal weights would close it. Right: the log weights of one morning under three choices of $q$. (About a quarter of the prior's are below the left edge and not drawn.) All three have the *same* mean weight, $p(x)$. To second order, the mean of the log weights is lower by half their variance: the more they scatter, the lower it is. For the posterior there is no scatter at all: every draw returns $\log p(x)$ itself, the black spike.
 #
 # ## 5. The bound, second way: an identity
 #
@@ -364,7 +364,7 @@ plt.show()
 #
 # Three things follow at once.
 #
-# - **It is a bound**, because a KL divergence is never negative. Jensen is not needed.
+# - **It is a bound**, because a KL divergence is never negative. The proof takes one line: $\log t \le t - 1$, so $-\mathrm{KL}(q \,\|\, p) = \mathbb E_q\big[\log \tfrac{p}{q}\big] \le \mathbb E_q\big[\tfrac{p}{q} - 1\big] \le 0$.
 # - **The gap has a name**: the divergence from $q$ to the true posterior.
 # - **For a fixed model, raising the bound is inference.** The left side does not contain $q$. So what $\mathcal L$ gains, the divergence loses, and we minimise a distance to the posterior *without ever knowing the posterior*.
 #

@@ -217,7 +217,7 @@ plt.show()
 #
 # ## 5. The same on a real bound
 #
-# Does this hold for a real model? We train a small VAE with two latents on MNIST digits. Two, because then the exact answer is within reach: an expectation over a Gaussian in two dimensions is a **Gauss–Hermite sum**, a weighted sum over a fixed grid of noise values $\epsilon$. So this bound has an exact gradient as well. (We keep a copy of the untrained model for section 7.)
+# Does this hold for a real model? We train a small VAE with two latents on MNIST digits. Two, because then the exact answer is within reach: an expectation over a Gaussian in two dimensions can be computed by a **Gauss–Hermite sum**, a weighted sum over a fixed grid of noise values $\epsilon$, which is exact for polynomials and very close for smooth functions. So this bound has an exact gradient as well. (We keep a copy of the untrained model for section 7.)
 
 
 # %%
@@ -541,13 +541,13 @@ axes[1].set(yscale="log", ylim=(0.5, 99), ylabel="variance, relative", title="gr
 plt.show()
 
 # %% [markdown]
-# *What to see.* **Left:** lines are the formula, marks are measured. Ten draws per image cost ten times as much as one, and the two lines lie on top of each other: what is uncertain is *which digits* are in the batch. **Right:** the same cost, 100 decodings, and the variance of the gradient. Many images with one draw each are far the best.
+# *What to see.* **Left:** lines are the formula, marks are measured. Ten draws per image cost ten times as much as one, and the two lines lie on top of each other: what is uncertain is *which digits* are in the batch. **Right:** the same cost, 100 decodings, and the variance of the gradient. Many images with one draw each are by far the best.
 #
 # That is the complete algorithm of the paper, one minibatch with one reparameterised draw per image, and it is all that `learning.aevb_step` does. Notebook 03 puts it to work.
 #
 # ## 9. Which distributions can be reparameterised?
 #
-# So far $q$ was Gaussian. Section 2.4 of the paper gives three recipes for others, and names distributions for each. We write them all, in three tables. A row is a `Law`: the transformation $z = g_\theta(\epsilon)$, a value for its parameters, and, as the judge, SciPy's distribution with these parameters. The judge shares no code with our transformation. Two tests for every row:
+# So far $q$ was Gaussian. Section 2.4 of the paper gives three recipes for others, and names distributions for each. We write them all, in three tables. A row is a `Law`: the transformation $z = g_\phi(\epsilon)$, a value for its parameters, and, as the judge, SciPy's distribution with these parameters. The judge shares no code with our transformation. Two tests for every row:
 # 1. **Samples.** The largest distance $D$ between the distribution function and that of $n$ samples (Kolmogorov–Smirnov). For a correct sampler $\sqrt n D$ exceeds 2.5 less than once in 100,000 times.
 # 2. **Gradients.** The mean of the pathwise gradient of $f(z)$, for every parameter, against the derivative of $\mathbb E[f(z)]$ that SciPy finds by integrating its density. Five standard errors are allowed.
 

@@ -169,7 +169,7 @@ plt.show()
 #
 # $$r \leftarrow r + \tfrac{\varepsilon}{2} \nabla \log p(x, z), \qquad z \leftarrow z + \varepsilon\, r, \qquad r \leftarrow r + \tfrac{\varepsilon}{2} \nabla \log p(x, z).$$
 #
-# Each of the three is a shear, and a shear keeps volume *exactly*. The whole is symmetric, so it is reversible *exactly*. Only the energy is off a little, by an amount of order $\varepsilon^2$. That one error is repaired by a toss of a coin, the rule of Metropolis and others (1953): accept the end point with probability $\min(1, e^{-\Delta H})$, else stay at the start. So the samples are right for *any* step size; the step size only decides how often we move, and how far.
+# Each of the three is a shear, and a shear keeps volume *exactly*. The whole is symmetric, so it is reversible *exactly*. Only the energy is off a little, by an amount of order $\varepsilon^2$. That one error is repaired by a toss of a coin, the rule of Metropolis and others (1953): accept the end point with probability $\min(1, e^{-\Delta H})$, else stay at the start. This keeps **detailed balance**: the flow from $a$ to $b$, $e^{-H(a)} \min(1, e^{H(a) - H(b)}) = \min(e^{-H(a)}, e^{-H(b)})$, is the same number as the flow from $b$ to $a$. So the posterior is left unchanged for *any* step size, and the chain ends in it if it gets everywhere; the step size decides how often we move, and how far.
 #
 # Each sample is made from the one before: a chain. Here is all of it. The last lines choose a posterior to try it on, that of the digit on the right of the picture above, and draw from it on the grid, for comparison.
 
@@ -324,7 +324,7 @@ back, _ = hmc.leapfrog(target, end, -last, 0.5 * width, 10)
 #
 # $$\mathbb E_{p(z|x)}\left[\frac{q(z)}{p(x, z)}\right] = \int p(z|x)\, \frac{q(z)}{p(x, z)}\, dz = \int \frac{p(x, z)}{p(x)}\, \frac{q(z)}{p(x, z)}\, dz = \frac{1}{p(x)} \int q(z)\, dz = \frac{1}{p(x)} .$$
 #
-# Nearly everything cancels. (One condition: $q$ must not put mass where the posterior has none.) So, step by step as in the paper:
+# Nearly everything cancels. (Two conditions. $q$ must not put mass where the posterior has none. And the average settles down only if its variance is finite, $\int q(z)^2/p(x, z)\, dz < \infty$: the tails of $q$ must not be heavier than those of the posterior.) So, step by step as in the paper:
 #
 # 1. draw $L$ samples from the posterior with HMC;
 # 2. fit a density $q(z)$ to them;
@@ -449,7 +449,7 @@ plt.show()
 # %% [markdown]
 # *What to see.* Both axes are logarithmic; the dotted line is at 0.05 nats. With the Gaussian fit the bias is negligible up to five latents, still below 0.05 nats at ten, and a third of a nat or so at twenty. The kernel density, which the paper's recipe leaves open ("fit a density estimator"), is about ten times worse at ten latents and off by whole nats at twenty. The stars have HMC in place of exact samples and lie near the line: fifty samples of a well-tuned chain are worth about fifty independent ones.
 #
-# The paper's own caution is that the estimator is good *below about five dimensions*, and it is why figure 3 uses three latents. For the kernel density that is just where its bias passes 0.05 nats. With the Gaussian fit, on these Gaussian posteriors, the limit lies near ten. That teaches a modest virtue: where the posterior is nearly Gaussian, the simple density beats the flexible one.
+# The paper's own caution is that the estimator is good *below about five dimensions*, and it is why figure 3 uses three latents. For the kernel density that is just where its bias passes 0.05 nats. With the Gaussian fit, on these Gaussian posteriors, the limit lies near ten. Where the posterior is nearly Gaussian, the simple density beats the flexible one.
 #
 # ## 4. Importance sampling: a ladder of bounds
 #
@@ -461,9 +461,9 @@ plt.show()
 #
 # $$\mathcal L_K = \mathbb E\left[\log \frac1K \sum_{k=1}^K w(z_k)\right] \;\le\; \log p(x).$$
 #
-# **Each rung is at least as high as the one below** (Burda et al. 2016). $\mathcal L_1$ is the ELBO. Why does it rise? Split $2K$ weights into two halves. The mean of all is the mean of the two half-means, and the log of a mean is at least the mean of the logs. No assumption is needed. (With the same draws cut into smaller and larger groups this even holds for every single set of draws. So that the picture can fail, each of its rungs has draws of its own.) As $K \to \infty$ it reaches $\log p(x)$, if $q$ covers the posterior. How *fast* depends on the spread of the weights: the missing part is about $\operatorname{Var}[w]/(2K\,p(x)^2)$, as long as that variance exists.
+# **Each rung is at least as high as the one below** (Burda et al. 2016). $\mathcal L_1$ is the ELBO. Why does it rise? Split $2K$ weights into two halves. The mean of all is the mean of the two half-means, and the log of a mean is at least the mean of the logs: that is the step from $K$ to $2K$, and averages over all subsets of $K$ out of $K + 1$ weights give every step in between. No assumption is needed. (With the same draws cut into smaller and larger groups this even holds for every single set of draws. So that the picture can fail, each of its rungs has draws of its own.) As $K \to \infty$ it reaches $\log p(x)$, if $q$ covers the posterior. How *fast* depends on the spread of the weights: the missing part is about $\operatorname{Var}[w]/(2K\,p(x)^2)$, as long as that variance exists.
 #
-# We take the pPCA model with five latents and its best diagonal encoder, and spoil the encoder in three ways: twice too wide, half too narrow, shifted by two of its standard deviations. For each we count how many of the draws matter, by the **effective sample size** $(\sum w)^2 / \sum w^2$.
+# We take the pPCA model with five latents and its best diagonal encoder, and spoil the encoder in three ways: twice as wide, half as wide, shifted by two of its standard deviations. For each we count how many of the draws matter, by the **effective sample size** $(\sum w)^2 / \sum w^2$.
 
 
 # %%

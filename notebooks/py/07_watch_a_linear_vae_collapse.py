@@ -15,7 +15,7 @@
 # - probabilistic PCA: the linear VAE whose maximum likelihood solution is a formula;
 # - what *posterior collapse* is, latent by latent, and why it can be the **right** answer;
 # - which directions collapse: those whose variance in the data is below the observation noise;
-# - that the bound is not to blame: it adds no local maxima to the likelihood, whose other stationary points are all saddles (Lucas et al. 2019);
+# - that the bound is not to blame: it adds no local maxima to the likelihood (Lucas et al. 2019). With the noise fixed, all other stationary points of the likelihood are saddles, as we shall see; where the noise is learned too, poor local maxima can exist;
 # - what changes when the noise is learned, and why `mse_loss` with its default settings can switch off a whole VAE;
 # - how to count active units.
 #
@@ -406,7 +406,7 @@ plt.show()
 #
 # $$\sigma^2_{\mathrm{ML}} = \frac{1}{D - k} \sum_{i > k} \lambda_i .$$
 #
-# A mean of the smaller eigenvalues is below each of the larger ones. So at the optimum **every latent has an eigenvalue above the noise: none collapses**, whatever their number. A collapse with a chosen noise is therefore a message about the noise, not about the latents: *you said that the pixels are so noisy that this is not worth saying*.
+# A mean of the smaller eigenvalues is below each of the larger ones, unless they are all equal. So at the optimum, for $k < D$, **every latent has an eigenvalue above the noise: none collapses**, as long as the eigenvalues that are left over are not all the same. They are the same if the data *are* pPCA with fewer latents; in a finite sample of such data the extra latents then fit its noise: with covariance diag(6, 4, 2.5, 0.3, 0.3, …) in eight dimensions and six latents, the three extra ones have posterior means of variance 0, and 0.07 to 0.13 when fitted to 2,000 draws. A collapse with a chosen noise is therefore a message about the noise, not about the latents: *you said that the pixels are so noisy that this is not worth saying*.
 #
 # We start the learned noise far too high, at $\sigma^2 = 20$, where everything is collapsed, and watch.
 

@@ -21,7 +21,7 @@
 #
 # **What you need.** Convolutions, the cross entropy, a little PyTorch. From this course only the idea that a model is scored in nats per image (notebooks 01 and 03). You need not have read the papers: van den Oord, Kalchbrenner & Kavukcuoglu (2016) for the PixelCNN, van den Oord et al. (2016) for its gated form, Salimans et al. (2017) for the logistic mixture, Chen et al. (2018) for PixelSNAIL.
 #
-# Why in a course on variational autoencoders? Because this is the strongest decoder there is, and notebook 09 puts it into the third slot. What happens then is the reason why the rest of the course exists.
+# Why in a course on variational autoencoders? Because this decoder is strong enough to need no latents, and notebook 09 puts it into the third slot. What happens then is the reason why the rest of the course exists.
 
 # %%
 import math
@@ -131,7 +131,7 @@ plt.show()
 # %% [markdown]
 # *What to see.* With the triangle the 512 probabilities sum to one, for random weights, before any training. That is no luck: add up over the last pixel first; its two probabilities sum to one whatever came before. Then over the one before it, and so on.
 #
-# A single weight outside the triangle breaks it. The model then peeks at what it has to predict; its "probabilities" sum to something else, and its "nats" mean nothing. During training, such a **leak** looks like wonderful progress. So whenever an autoregressive model looks too good, search for the leak. We shall do it by gradient.
+# A single weight outside the full triangle breaks it. The model then peeks at what it has to predict; its "probabilities" sum to something else, and its "nats" mean nothing. During training, such a **leak** looks like wonderful progress. So whenever an autoregressive model looks too good, search for the leak. We shall do it by gradient.
 #
 # Trained, this model already writes digits of a sort (Frey 1998; it is known as a *fully visible sigmoid belief network*). But it needs a weight for every pair of pixels, and it does not know that a stroke in one corner is the same thing as a stroke in another. Images ask for convolutions.
 #
@@ -639,7 +639,7 @@ ax.legend(loc="upper left", ncols=2)
 plt.show()
 
 # %% [markdown]
-# *What to see.* The table learns the 300 values by heart: a spike for each and a hole between them. For new values it does worse than knowing nothing, $\ln 256$. The mixture, with its 15 numbers, is smooth. It even finds the peak close to white, which in these digits is a peak and not a spike at 255. (At level 0, which ink never has, it puts a few percent: whatever its curves hold beyond the edge is counted there. That is the fee for well-priced edges.) With millions of pixels a table catches up, and the first PixelCNN papers used one; the mixture needs fewer data, less memory and less time.
+# *What to see.* The table learns the 300 values by heart: a spike for each and a hole between them. For new values it does worse than knowing nothing, $\ln 256$. The mixture, with its 15 numbers, is smooth. It even finds the peak close to white, which in these digits is a peak and not a spike at 255. (At level 0, which ink never has, it puts one or two percent: whatever its curves hold beyond the edge is counted there.) With millions of pixels a table catches up, and the first PixelCNN papers used one; the mixture needs fewer data, less memory and less time.
 #
 # **Colour.** The three channels of a pixel are three more steps of the chain rule: red, then green given red, then blue given both, $p(r)\,p(g|r)\,p(b|r,g)$. In the mixture the means shift linearly with the channels before, $\mu_g + a\,r$ and so on, and all three share the choice of the component $k$. Is all of this still a distribution over images? Count: 8 levels and one colour pixel make $8^3 = 512$ images again, and claim 1 sums over them.
 #

@@ -69,16 +69,24 @@ def run(name: str, recipe: Recipe, options: Options, images: Images | None = Non
     By default on the images of the recipe. Under ``torchrun`` all processes call it and get the
     same. After ``KeyboardInterrupt`` (Ctrl-C) the same call goes on from the checkpoint.
     """
-    model, images = recipes.build(recipe), images or recipes.load(recipe)
-    recipes.check_shape(recipe, images)
+    model, images = recipes.build(recipe), recipes.load(recipe, images)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     precision = options.precision or ("bf16" if device == "cuda" else "32")
     options = replace(options, precision=precision, device=device)
     how = {"device": device, "bf16": precision == "bf16", "progress": options.progress}
     say = _say if options.progress else lambda text: None
-    result, stem = _facts(name, recipe, options, images), _stem(name, recipe, options)
+    result, mark = _facts(name, recipe, options, images), json.dumps(asdict(recipe)).encode()
+    mark = "" if recipe == RECIPES[name] else f"-{hashlib.sha256(mark).hexdigest()[:8]}"
+    stem = options.checkpoint or cache_folder() / "runs" / f"{name}{mark}"  # a sweep shares no file
+    stem = str(stem.expanduser()).removesuffix(".pt")
     result["parameters"] = sum(p.numel() for p in model.parameters())
-    say(_headline(result))
+    say("{name}: {label}, {parameters:,} parameters".format(**result))
+    say("  {train:,} training and {test:,} test images, {source}".format(**result["data"]))
+    say(f"  {result['processes']} × {result['hardware']}, {precision}")
+    for prior, text in result["targets"].items():
+        say(f"  target {text}, {prior}")
+    if result["changed"]:
+        say(f"  changed: {result['changed']}")
     if options.progress:
         seconds = round(estimate(recipe, images, **how | {"progress": False}))
         say(f"  about {timedelta(seconds=seconds)} in all, without evaluations")
@@ -96,18 +104,10 @@ def run(name: str, recipe: Recipe, options: Options, images: Images | None = Non
     return result
 
 
-def _stem(name: str, recipe: Recipe, options: Options) -> str:
-    """The names of a run's files, without their endings; those of a sweep share none."""
-    if options.checkpoint is not None:
-        return str(options.checkpoint.expanduser()).removesuffix(".pt")
-    mark = hashlib.sha256(json.dumps(asdict(recipe)).encode()).hexdigest()[:8]
-    return str(cache_folder() / "runs" / (name if recipe == RECIPES[name] else f"{name}-{mark}"))
-
-
 def estimate(recipe: Recipe, images: Images, **how) -> float:
     """Seconds that training takes, from a few updates; compiled ones will be faster."""
     how |= {"epochs": 1, "batch_size": recipe.batch_size}
-    how["transform"] = recipes.DATASETS[recipe.data].transform
+    how["transform"] = recipes.TRANSFORMS.get(recipe.data)
     times = [time.perf_counter()]
     for updates in (1, 1, 4):  # libraries set themselves up on first use
         fit(recipes.build(recipe), images.train[: updates * recipe.batch_size], **how)
@@ -151,22 +151,6 @@ def _add(result: dict, prior: str, history: History) -> str:
     return f"{result['name']}, {prior}: {ours} ({rate}){target}"
 
 
-def _headline(result: dict) -> str:
-    data = result["data"]
-    lines = [
-        f"{result['name']}: {result['label']}, {result['parameters']:,} parameters",
-        f"{data['train']:,} training and {data['test']:,} test images, {data['source']}",
-        f"{result['processes']} × {result['hardware']}, {result['options']['precision']}",
-    ]
-    lines += [f"target {text}, {prior}" for prior, text in result["targets"].items()]
-    return "\n  ".join(lines + [f"changed: {result['changed']}"] * bool(result["changed"]))
-
-
-def is_tiny() -> bool:
-    """Whether ``VAELIB_PAPER_TINY`` asks for every row in miniature, on synthetic pixels."""
-    return os.environ.get("VAELIB_PAPER_TINY", "0") not in ("", "0")
-
-
 def tiny(recipe: Recipe) -> tuple[Recipe, Images]:
     """The same row, cut down until a processor trains it in seconds, and images of noise."""
     small = {"channels": 8, "blocks": 1, "layers": 1, "heads": 2, "context": 4, "mixtures": 2}
@@ -181,17 +165,19 @@ def tiny(recipe: Recipe) -> tuple[Recipe, Images]:
 def missing() -> int:
     """Draw every figure and train every row that is not in ``figures/paper`` -> exit status.
 
-    What fails or whose data cannot be had is named, and the next one begins.
+    What fails or whose data cannot be had is named, and the next one begins. With
+    VAELIB_PAPER_TINY=1 every row in miniature, in the cache.
     """
-    folder, failed = cache_folder() / "paper-tiny" if is_tiny() else tables.FOLDER, []
-    if not is_tiny():
+    small, failed = os.environ.get("VAELIB_PAPER_TINY", "0") not in ("", "0"), []
+    folder = cache_folder() / "paper-tiny" if small else tables.FOLDER
+    if not small:
         if scaling.current() != "paper" or not torch.cuda.is_available():
             _say("These runs take hours on a GPU and months on a processor: VAELIB_SCALE=paper")
             _say("with a GPU. In miniature, in another folder: VAELIB_PAPER_TINY=1")
             return 1
         failed = [] if dist.is_torchelastic_launched() else draw_missing(folder)
     for name in [name for name in RECIPES if not (folder / f"{name}.json").exists()]:
-        recipe, images = tiny(RECIPES[name]) if is_tiny() else (RECIPES[name], None)
+        recipe, images = tiny(RECIPES[name]) if small else (RECIPES[name], None)
         try:
             _write(run(name, recipe, Options(), images), folder / f"{name}.json")
         except DataError as error:
@@ -214,7 +200,8 @@ def draw_missing(folder: Path) -> list[str]:
             more = ["--ExecutePreprocessor.timeout=-1", notebook, "--output-dir", copy]
             subprocess.run(command + more)
     failed = tables.undrawn(folder)
-    _say("".join(f"{name} FAILED: see above\n" for name in failed))
+    for name in failed:
+        _say(f"{name} FAILED: see above")
     return failed
 
 
@@ -227,8 +214,8 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _write(result: dict, path: Path) -> None:
-    if _torchrun("RANK", 0) == 0:
+def _write(result: dict, path: Path | None) -> None:
+    if path is not None and _torchrun("RANK", 0) == 0:
         write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
@@ -242,27 +229,24 @@ def _train(name: str, words: Sequence[str]) -> None:
     result = run(name, row.recipe, row.options)
     if _torchrun("RANK", 0) == 0:
         print(json.dumps(result["numbers"], indent=1, ensure_ascii=False))
-    if path is not None:
-        _write(result, path)
+    _write(result, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line -> exit status."""
     name, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    commands, page = {"missing": missing}, tables.FOLDER / "README.md"
+    commands["list"] = lambda: print(tables.listing())
+    commands["table"] = lambda: write_text(tables.page(tables.results()), page)
+    commands["-h"] = commands["--help"] = lambda: print(f"{__doc__}\nRows: {', '.join(RECIPES)}")
     try:
         if name in RECIPES:
             _train(name, words)
-        elif words or name not in ("list", "missing", "table", "--help", "-h"):
-            known = ", ".join(["list", "missing", "table", *RECIPES])
-            raise ValueError(f"expected one of {known}, got {' '.join([name, *words])}")
-        elif name == "missing":
-            return missing()
-        elif name == "list":
-            print(tables.listing())
-        elif name == "table":
-            write_text(tables.page(tables.results()), tables.FOLDER / "README.md")
+        elif name in commands and not words:
+            return commands[name]() or 0
         else:
-            print(f"{__doc__}\nRows: {', '.join(RECIPES)}")
+            known, got = ", ".join([*commands, *RECIPES]), " ".join([name, *words])
+            raise ValueError(f"expected one of {known}, got {got}")
     except (ValueError, OSError, FloatingPointError, DataError) as error:
         _say(f"error: {error}")
         return 2

@@ -61,7 +61,7 @@ class Result:
     """What became of one run; bounds are in nats per image."""
 
     setting: Setting
-    step_size: float  # the one chosen: highest training bound at the end of the first stretch
+    step_size: float  # highest training bound at the end of the first stretch
     rows: list[dict]  # samples, train_bound, test_bound: for plotting.learning_curves
     trials: dict[float, list[dict]]  # the rows of the first stretch, by step size
     diverged: dict[float, int]  # samples seen when the bound was no longer finite, by step size
@@ -70,8 +70,8 @@ class Result:
 
 def settings(hidden: Mapping[str, int], seed: int = 0) -> list[Setting]:
     """The 18 runs of figure 2, ``hidden`` units for each data set."""
-    runs = [(images, z, method) for images in LATENTS for z in LATENTS[images] for method in METHODS]
-    return [Setting(*run, hidden[run[0]], seed) for run in runs]
+    pairs = [(name, z) for name, sizes in LATENTS.items() for z in sizes]
+    return [Setting(name, z, method, hidden[name], seed) for name, z in pairs for method in METHODS]
 
 
 def budget(samples: float) -> int:
@@ -85,9 +85,9 @@ def budget(samples: float) -> int:
     return value
 
 
-def schedule(samples: int, stretch: int, per_decade: int = 6) -> set[int]:
-    """Where to evaluate: multiples of 1,000, even in their logarithm, and after the stretch."""
-    points = 2 + round(per_decade * math.log10(samples / UNIT))
+def schedule(samples: int, stretch: int) -> set[int]:
+    """Where to evaluate: multiples of 1,000, six in each decade, and after the stretch."""
+    points = 2 + round(6 * math.log10(samples / UNIT))
     exact = torch.logspace(math.log10(UNIT), math.log10(samples), points, dtype=torch.float64)
     return {stretch, *(round(value / UNIT) * UNIT for value in exact.tolist())}
 
@@ -104,8 +104,7 @@ class Lane:
         self.train = check_images(images.train).to(device)  # an error here, no divergence later
         check_images(images.test, images.train.shape[1:])
         chosen = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(0))
-        # As many training images as test images, the same in every lane.
-        shown = self.train[chosen[: len(images.test)].to(device)]
+        shown = self.train[chosen[: len(images.test)].to(device)]  # the same in every lane
         self.shown = {"train": shown, "test": images.test.to(device)}
         self.rows, self.seen, self.diverged = [], 0, False
         torch.manual_seed(setting.seed)
@@ -122,11 +121,13 @@ class Lane:
     def advance(self) -> None:
         """Make ``UPDATES`` updates, on random minibatches; a bound not finite ends the run."""
         self.random.set_rng_state(self.random_state)
-        step = aevb_step if self.setting.method == "aevb" else wake_sleep_step
+        step, optimizer = wake_sleep_step, self.optimizers
+        if self.setting.method == "aevb":
+            step, (optimizer,) = aevb_step, self.optimizers
         try:
             for _ in range(UPDATES):
                 chosen = torch.randint(len(self.train), (BATCH,), device=self.train.device)
-                step(self.vae, self.train[chosen], self.optimizers)
+                step(self.vae, self.train[chosen], optimizer)
         except (FloatingPointError, ValueError):  # ValueError: a distribution refused a nan
             self.diverged = True
         self.random_state = self.random.get_rng_state()
@@ -141,10 +142,8 @@ class Lane:
             for name, images in self.shown.items():
                 values = [self.vae.elbo(x).value for x in images.split(1000)]
                 row[f"{name}_bound"] = float(torch.cat(values).mean())
-        if all(math.isfinite(value) for value in row.values()):
-            self.rows.append(row)
-        else:
-            self.diverged = True
+        self.diverged = not all(map(math.isfinite, row.values()))
+        self.rows += [] if self.diverged else [row]
 
     def run(self, until: int, marks: set[int]) -> None:
         """Go on to so many samples, evaluated at the marks, unless the run diverges."""
@@ -155,13 +154,7 @@ class Lane:
 
 
 def race(
-    settings: Sequence[Setting],
-    images: Mapping[str, Images],
-    samples: Mapping[str, int],
-    stretch: Mapping[str, int],
-    folder: str | os.PathLike | None = None,
-    workers: int = 1,
-    device: str | torch.device = "cpu",
+    settings: Sequence[Setting], images, samples, stretch, folder=None, workers=1, device="cpu"
 ) -> list[Result]:
     """Run every setting until it has seen ``samples`` training images.
 
@@ -209,8 +202,8 @@ def _run(setting: Setting, images: Images, samples: int, stretch: int, device) -
         best = lanes[scores.index(max(scores))]
         best.run(samples, marks)
     diverged = {lane.step_size: lane.seen for lane in lanes if lane.diverged}
-    seconds = time.perf_counter() - start
-    return Result(setting, best.step_size, best.rows, trials, diverged, seconds)
+    found = best.step_size, best.rows, trials, diverged
+    return Result(setting, *found, time.perf_counter() - start)
 
 
 def estimate(settings, images, samples, stretch, workers=1, device="cpu") -> float:
@@ -253,7 +246,5 @@ def _file_name(setting: Setting, images: Images, samples: int, stretch: int) -> 
     """A name that holds everything a run depends on."""
     pixels = "-".join(fingerprint(x).split()[-1][:8] for x in (images.train, images.test))
     sizes = "-".join(f"{size:g}" for size in setting.step_sizes)
-    return (
-        f"{setting.images}-{images.source}-{pixels}_z{setting.latents}_{setting.method}"
-        f"_h{setting.hidden}_s{setting.seed}_{sizes}_{samples}_{stretch}.json"
-    )
+    name = f"{setting.images}-{images.source}-{pixels}_z{setting.latents}_{setting.method}"
+    return f"{name}_h{setting.hidden}_s{setting.seed}_{sizes}_{samples}_{stretch}.json"

@@ -9,16 +9,15 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 import torch
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from vaelib import data
@@ -28,7 +27,7 @@ from vaelib.encoders import AntiCausalEncoder, MLPEncoder
 from vaelib.networks import fork_rng, latent_shape
 from vaelib.pixelcnn import GatedPixelCNN, PixelCNN, PixelSNAIL
 from vaelib.pixelcnn.likelihoods import LIKELIHOODS
-from vaelib.posteriors import IndependentPosterior, Posterior, SequentialPosterior
+from vaelib.posteriors import IndependentPosterior, SequentialPosterior
 from vaelib.priors import AR1Prior, AuxiliaryPrior, StandardNormal
 from vaelib.training.checkpoint import fingerprint, load_with_facts, save
 from vaelib.training.learning import CodePrior, aevb_step
@@ -36,18 +35,9 @@ from vaelib.training.loop import History, adam, evaluate, fit, linear_decay
 from vaelib.training.objectives import Annealing, Beta, FreeBits, Objective
 from vaelib.vae import VAE, WithoutLatents
 
-# Part of every key in the cache. Raise it when a change of the library changes what a recipe
-# gives: every model is then trained again.
-FORMAT = 1
+# In every key of the cache; raised when the library gives other models, which are trained anew.
+FORMAT = 2
 POSITIVE = ("epochs", "batch_size", "lr")  # the other numbers of a recipe may be 0
-
-
-class Dataset(NamedTuple):
-    """A loader of images, how many it gives to train on, and a transform of each batch."""
-
-    load: Callable[[], Images]
-    images: int
-    transform: Callable[[Tensor], Tensor] | None = None
 
 
 def small_digits() -> Images:
@@ -57,33 +47,38 @@ def small_digits() -> Images:
     return digits._replace(train=train, test=test)
 
 
+dynamic_binarization = partial(data.binarize, method="bernoulli")
+
+
 def dynamic_mnist() -> Images:
     """All of MNIST, for :data:`dynamic_binarization`; the test pixels are drawn once."""
-    digits = data.mnist("full")
-    generator = torch.Generator().manual_seed(0)
-    return digits._replace(test=data.binarize(digits.test, "bernoulli", generator))
-
-
-dynamic_binarization = partial(data.binarize, method="bernoulli")
+    digits, generator = data.mnist("full"), torch.Generator().manual_seed(0)
+    return digits._replace(test=dynamic_binarization(digits.test, generator=generator))
 
 
 def imagenet() -> Images:
     """ImageNet 32×32: the official files in the folder ``VAELIB_DATA``."""
-    folder = os.environ.get("VAELIB_DATA")
-    if not folder:
-        raise DataError(
-            "expected VAELIB_DATA to name the folder with the files of ImageNet 32x32, got nothing"
-        )
-    return data.imagenet32(folder)
+    if folder := os.environ.get("VAELIB_DATA"):
+        return data.imagenet32(folder)
+    raise DataError(
+        "expected VAELIB_DATA, the folder with the files of ImageNet 32x32, got nothing"
+    )
 
 
 DATASETS = {
-    "digits14": Dataset(small_digits, 4_000),
-    "mnist": Dataset(dynamic_mnist, 60_000, dynamic_binarization),
-    "cifar10": Dataset(data.cifar10, 50_000),  # the first 10,000 where VAELIB_DATA has them alone
-    "cifar10-full": Dataset(partial(data.cifar10, full=True), 50_000),
-    "imagenet32": Dataset(imagenet, 1_281_167),
+    "digits14": small_digits,
+    "mnist": dynamic_mnist,
+    "cifar10": data.cifar10,  # the first 10,000 where VAELIB_DATA has them alone
+    "cifar10-full": partial(data.cifar10, full=True),
+    "imagenet32": imagenet,
 }
+TRANSFORMS = {"mnist": dynamic_binarization}  # of each batch
+
+
+def expect(holds: object, what: str, got: object) -> None:
+    """``ValueError`` unless it holds."""
+    if not holds:
+        raise ValueError(f"expected {what}, got {got!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +86,6 @@ class Recipe:
     """All that a trained model depends on, apart from the pixels of its data.
 
     ``python -m vaelib.experiments mnist-delta-vae --help`` prints the meaning of every field.
-
-    Raises:
-        ValueError: settings that are unknown, out of range, or do not fit each other.
-
-    >>> Recipe(latents=(14, 2), alpha=(0.5, 0.9))  # a δ-VAE for small digits
     """
 
     data: Literal[*DATASETS] = "digits14"  # where the images come from
@@ -104,18 +94,12 @@ class Recipe:
     levels: int = 256  # values that a pixel can take
     mixtures: int = 10  # components of a logistic mixture
 
-    # None, the decoder alone; d, one vector; (H, d), one vector for each row.
-    latents: int | tuple[int, int] | None = None
-    # Correlations of an AR(1) prior, one for each of d channels, with the posterior family around
-    # its minimiser; empty, a prior N(0, I) and any diagonal Gaussian. All zero is N(0, I) as well,
-    # in the family of the others: their exact control.
+    latents: int | tuple[int, int] | None = None  # None; d, one vector; (H, d), one for each row
+    # Correlations of an AR(1) prior, one a channel, with the posterior family around its minimiser.
+    # Empty: N(0, I), any diagonal Gaussian. All 0: N(0, I) in the first family, an exact control.
     alpha: tuple[float, ...] = ()
-    # If above 0, the posterior family that commits each latent variable to this many nats against
-    # N(0, 1).
-    delta: float = 0.0
-    # If above 0, an LSTM prior is trained afterwards on codes of the training images for so long,
-    # and takes the prior's slot.
-    auxiliary_epochs: int = 0
+    delta: float = 0.0  # If > 0, nats against N(0, 1) that the posterior commits for each latent
+    auxiliary_epochs: int = 0  # If > 0, an LSTM prior is trained so long on codes and put in place
 
     # An MLP, or a convolutional encoder for rows that sees the rows so named.
     encoder: Literal["mlp", "anti-causal", "causal", "unrestricted"] = "unrestricted"
@@ -158,15 +142,12 @@ class Recipe:
         if self.latents is None:
             return f"{self.decoder}, no latents"
         size = "×".join(map(str, latent_shape(self.latents)))
-        extras = {
-            "α": "…".join(f"{a:g}" for a in sorted({*self.alpha[:1], *self.alpha[-1:]})),
-            "δ": self.delta and f"{self.delta:g}",
-            "β": self.beta != 1 and f"{self.beta:g}",
-            "annealed": self.annealing_epochs,
-            "free bits": self.free_bits and f"{self.free_bits:g}",
-            "auxiliary": self.auxiliary_epochs,
-        }
-        shown = [f"{name} {value}" for name, value in extras.items() if value]
+        alpha = "…".join(f"{a:g}" for a in sorted({*self.alpha[:1], *self.alpha[-1:]}))
+        extras = {"δ": self.delta, "β": self.beta != 1 and self.beta}
+        extras |= {"annealed": self.annealing_epochs, "free bits": self.free_bits}
+        extras["auxiliary"] = self.auxiliary_epochs
+        shown = [f"α {alpha}"] if alpha else []
+        shown += [f"{name} {value:g}" for name, value in extras.items() if value]
         return ", ".join([self.decoder, f"z {size}", self.encoder, *shown])
 
 
@@ -178,89 +159,73 @@ def _plain(value: object, as_float: bool) -> object:
     return float(value) if as_float and type(value) is int else value
 
 
-def _check_recipe(recipe: Recipe) -> None:
-    r, shape, latents, alpha = recipe, recipe.image_shape, recipe.latents, recipe.alpha
+def _check_recipe(r: Recipe) -> None:
+    shape, latents, alpha = r.image_shape, r.latents, r.alpha
     for name, value, kind in ((f.name, getattr(r, f.name), f.type) for f in fields(r)):
         if get_origin(kind) is Literal:
-            _expect(value in get_args(kind), f"{name} in {get_args(kind)}", value)
+            expect(value in get_args(kind), f"{name} in {get_args(kind)}", value)
         elif words := {int: "a whole number", float: "a finite", bool: "True or False,"}.get(kind):
             least, positive = (1e-30, "> 0") if name in POSITIVE else (0, ">= 0")
             good = type(value) is kind and math.isfinite(value) and value >= least
-            _expect(good, f"{words} {name} {positive}", value)
+            expect(good, f"{words} {name} {positive}", value)
     none, rows = latents is None, isinstance(latents, tuple) and len(latents) == 2
-    _expect(none or rows or type(latents) is int, "latents None, d or (H, d)", latents)
-    _expect(isinstance(shape, tuple) and len(shape) == 3, "image_shape (C, H, W)", shape)
-    _expect(r.annealing_epochs <= r.epochs, f"annealing_epochs <= {r.epochs}", r.annealing_epochs)
-    weights = {"beta": r.beta, "annealing_epochs": r.annealing_epochs, "free_bits": r.free_bits}
-    changed = [r.beta != 1, r.annealing_epochs > 0, r.free_bits > 0]
-    _expect(sum(changed) <= 1, "at most one of beta, annealing_epochs and free_bits", weights)
+    expect(none or rows or type(latents) is int, "latents None, d or (H, d)", latents)
+    expect(isinstance(shape, tuple) and len(shape) == 3, "image_shape (C, H, W)", shape)
+    expect(r.annealing_epochs <= r.epochs, f"annealing_epochs <= {r.epochs}", r.annealing_epochs)
+    weights = r.beta, r.annealing_epochs, r.free_bits
+    changed = sum(value != default for value, default in zip(weights, (1, 0, 0), strict=True))
+    expect(changed <= 1, "at most one of beta, annealing_epochs and free_bits", weights)
     needed = r.decoder == "mlp" or r.auxiliary_epochs
-    _expect(not none or not needed, "latents for an MLP decoder or an auxiliary prior", latents)
+    expect(not (none and needed), "latents for an MLP decoder or an auxiliary prior", latents)
     bernoulli = r.decoder != "mlp" or r.likelihood == "bernoulli"
-    _expect(bernoulli, "Bernoulli pixels of an MLP decoder", r.likelihood)
-    vector = not (alpha or r.auxiliary_epochs or r.encoder != "mlp")
+    expect(bernoulli, "Bernoulli pixels of an MLP decoder", r.likelihood)
+    needed = alpha or r.auxiliary_epochs or r.encoder != "mlp"
     what = "latents (H, d) for alpha, an auxiliary prior or a convolutional encoder"
-    _expect(none or rows or vector, what, latents)
-    _expect(not rows or latents[0] == shape[1], f"latents of {shape[1]} rows", latents)
+    expect(none or rows or not needed, what, latents)
+    expect(not rows or latents[0] == shape[1], f"latents of {shape[1]} rows", latents)
     fits = isinstance(alpha, tuple) and (not alpha or (rows and len(alpha) == latents[1]))
-    _expect(fits, "one alpha for each of d channels", alpha)
-    _expect(not (alpha and r.delta), "alpha or delta", (alpha, r.delta))
+    expect(fits, "one alpha for each of d channels", alpha)
+    expect(not (alpha and r.delta), "alpha or delta", (alpha, r.delta))
 
 
-def _expect(holds: object, what: str, got: object) -> None:
-    if not holds:
-        raise ValueError(f"expected {what}, got {got!r}")
-
-
-def load(recipe: Recipe) -> Images:
-    """The images of the recipe."""
-    return DATASETS[recipe.data].load()
+def load(recipe: Recipe, images: Images | None = None) -> Images:
+    """The images of the recipe, or those given; ``ValueError`` where they have another shape."""
+    images = images or DATASETS[recipe.data]()
+    got = tuple(images.train.shape[1:])
+    expect(got == recipe.image_shape, f"images of shape {recipe.image_shape}", got)
+    return images
 
 
 def build(recipe: Recipe) -> VAE | WithoutLatents:
     """The untrained model; its random weights depend on the recipe's seed alone."""
-    with fork_rng():
-        torch.manual_seed(recipe.seed)
-        decoder = _decoder(recipe)
-        if recipe.latents is None:
-            return WithoutLatents(decoder)
-        posterior, prior = None, StandardNormal(recipe.latents)
-        if recipe.alpha:
-            alpha, rows = torch.tensor(recipe.alpha), recipe.latents[0]
-            posterior, prior = SequentialPosterior(alpha, rows), AR1Prior(alpha, rows)
-        elif recipe.delta:
-            posterior = IndependentPosterior(recipe.delta, recipe.latents)
-        return VAE(_encoder(recipe, posterior), prior, decoder)
 
-
-def _decoder(recipe: Recipe) -> nn.Module:
     def take(names: str) -> dict:
         return {name: getattr(recipe, name) for name in names.split()}
 
-    z, shape = recipe.latents, recipe.image_shape
-    if recipe.decoder == "mlp":
-        return BernoulliMLP(z, shape, recipe.hidden)
-    shared = take("channels likelihood levels mixtures inject position context")
-    if recipe.decoder == "pixelsnail":
-        more = take("blocks heads dropout")
-        return PixelSNAIL(z, shape, residuals=recipe.layers, **more, **shared)
-    kind = {"pixelcnn": PixelCNN, "gated": GatedPixelCNN}[recipe.decoder]
-    return kind(z, shape, **take("layers kernel first_kernel"), **shared)
-
-
-def _encoder(recipe: Recipe, posterior: Posterior | None) -> nn.Module:
-    z, shape = recipe.latents, recipe.image_shape
-    if recipe.encoder == "mlp":
-        return MLPEncoder(z, shape, recipe.encoder_size, posterior)
-    sizes = {"channels": recipe.encoder_size, "layers": recipe.encoder_layers}
-    sizes["kernel"] = recipe.encoder_kernel
-    return AntiCausalEncoder(z[1], shape, posterior, order=recipe.encoder, **sizes)
-
-
-def _auxiliary_prior(recipe: Recipe) -> AuxiliaryPrior:
+    z, shape, size, posterior = recipe.latents, recipe.image_shape, recipe.encoder_size, None
+    pixels = take("channels likelihood levels mixtures inject position context")
     with fork_rng():
         torch.manual_seed(recipe.seed)
-        return AuxiliaryPrior(recipe.latents[1], recipe.latents[0])
+        if recipe.decoder == "mlp":
+            decoder = BernoulliMLP(z, shape, recipe.hidden)
+        elif recipe.decoder == "pixelsnail":
+            pixels |= {"residuals": recipe.layers} | take("blocks heads dropout")
+            decoder = PixelSNAIL(z, shape, **pixels)
+        else:
+            kind = PixelCNN if recipe.decoder == "pixelcnn" else GatedPixelCNN
+            decoder = kind(z, shape, **take("layers kernel first_kernel"), **pixels)
+        if z is None:
+            return WithoutLatents(decoder)
+        prior, alpha = StandardNormal(z), torch.tensor(recipe.alpha)
+        if recipe.alpha:
+            posterior, prior = SequentialPosterior(alpha, z[0]), AR1Prior(alpha, z[0])
+        elif recipe.delta:
+            posterior = IndependentPosterior(recipe.delta, z)
+        if recipe.encoder == "mlp":
+            return VAE(MLPEncoder(z, shape, size, posterior), prior, decoder)
+        how = {"layers": recipe.encoder_layers, "kernel": recipe.encoder_kernel, "channels": size}
+        encoder = AntiCausalEncoder(z[1], shape, posterior, order=recipe.encoder, **how)
+        return VAE(encoder, prior, decoder)
 
 
 def objective(recipe: Recipe, images: int) -> Objective | None:
@@ -274,7 +239,6 @@ def objective(recipe: Recipe, images: int) -> Objective | None:
 
 def fit_recipe(recipe: Recipe, model: nn.Module, images: Images, **settings) -> History:
     """Train ``model`` as the recipe says; ``settings`` go to :func:`vaelib.fit`."""
-    check_shape(recipe, images)
     step = partial(aevb_step, objective=objective(recipe, len(images.train)))
     settings |= {"optimizer": partial(adam, lr=recipe.lr), "step": step, "test": images.test}
     return _fit(recipe, model, images, recipe.epochs, **settings)
@@ -285,9 +249,12 @@ def fit_auxiliary(recipe: Recipe, vae: VAE, images: Images, **settings) -> Histo
 
     The last row has the test numbers of the whole model.
     """
-    home, vae.prior = next(vae.parameters()).device, _auxiliary_prior(recipe)
+    home = next(vae.parameters()).device
+    with fork_rng():
+        torch.manual_seed(recipe.seed)
+        vae.prior = AuxiliaryPrior(recipe.latents[1], recipe.latents[0])
     codes = CodePrior(vae.encoder, vae.prior.to(home))
-    # What a checkpoint must be compared by: a prior fits the codes of one encoder.
+    # For the checkpoint: a prior fits the codes of one encoder.
     codes.encoder_weights = fingerprint(parameters_to_vector(vae.encoder.parameters()))
     vae.encoder.requires_grad_(False)
     try:
@@ -305,7 +272,7 @@ def fit_auxiliary(recipe: Recipe, vae: VAE, images: Images, **settings) -> Histo
 def _fit(recipe: Recipe, model: nn.Module, images: Images, epochs: int, **settings) -> History:
     settings = {"evaluate_every": epochs} | settings  # only at the end
     settings |= {"batch_size": recipe.batch_size, "seed": recipe.seed, "schedule": linear_decay}
-    settings["transform"] = DATASETS[recipe.data].transform
+    settings["transform"] = TRANSFORMS.get(recipe.data)
     # An evaluation holds as many numbers at once as that of 1,000 digits with 128 channels.
     maps = recipe.channels * math.prod(recipe.image_shape[1:])
     settings["test_batch_size"] = max(1, min(1000, 1000 * 128 * 28 * 28 // maps))
@@ -316,32 +283,16 @@ def _fit(recipe: Recipe, model: nn.Module, images: Images, epochs: int, **settin
 
 
 def trained(
-    recipe: Recipe,
-    images: Images | None = None,
-    folder: str | os.PathLike | None = None,
-    progress: bool = True,
+    recipe: Recipe, images: Images | None = None, folder: Path | None = None, progress: bool = True
 ) -> tuple[VAE | WithoutLatents, History]:
     """The trained model of a recipe and the history of its training, from the cache if there.
 
     Of several processes that ask for one model, one trains it and the others wait. A file that is
-    damaged or of something else is named and replaced.
-
-    Args:
-        recipe: what to train.
-        images: the training and test images; :func:`load` gets them by default.
-        folder: of the cache; ``models`` in :func:`vaelib.data.cache_folder` by default.
-        progress: say on stderr what is trained, with a progress bar.
-
-    Returns:
-        The model, in evaluation mode on the CPU, and its history; the last row has the bound on
-        the test images.
-
-    Raises:
-        ValueError: images whose shape is not that of the recipe.
-        KeyboardInterrupt: Ctrl-C; nothing is kept then.
+    damaged or of something else is named and replaced. ``folder``: of the cache, by default
+    ``models`` in :func:`vaelib.data.cache_folder`. The model is in evaluation mode on the CPU; the
+    history's last row has the bound on the test images. After Ctrl-C nothing is kept.
     """
-    images = load(recipe) if images is None else images
-    check_shape(recipe, images)
+    images = load(recipe, images)
     path = Path(folder or data.cache_folder() / "models") / f"{_key(recipe, images)}.pt"
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -349,13 +300,15 @@ def trained(
     with FileLock(path.with_suffix(".lock")) if writable else nullcontext():
         if path.exists():
             try:
-                return _kept(path, recipe)
+                kept, facts = load_with_facts(path)
+                if facts.get("recipe") == asdict(recipe):
+                    return kept, History(facts.get("rows", []))
+                raise ValueError(f"{path}: expected {recipe.label}, got that of another recipe")
             except ValueError as error:
                 warnings.warn(f"{error}: trained again", stacklevel=2)
         model, train, epochs = build(recipe), fit_recipe, recipe.epochs
         if recipe.auxiliary_epochs:
-            base = replace(recipe, auxiliary_epochs=0)
-            model, _ = trained(base, images, folder, progress)
+            model, _ = trained(replace(recipe, auxiliary_epochs=0), images, folder, progress)
             train, epochs = fit_auxiliary, recipe.auxiliary_epochs
         if progress:
             print(f"training {recipe.label}, {epochs} epochs", file=sys.stderr, flush=True)
@@ -365,19 +318,6 @@ def trained(
         except (OSError, RuntimeError) as error:  # a folder or a full disk that takes no file
             warnings.warn(f"{path} cannot be written, nothing is kept: {error}", stacklevel=2)
     return model.eval(), history
-
-
-def _kept(path: Path, recipe: Recipe) -> tuple[nn.Module, History]:
-    model, facts = load_with_facts(path)
-    if facts.get("recipe") != asdict(recipe):
-        raise ValueError(f"{path}: expected {recipe.label}, got the model of another recipe")
-    return model, History(facts.get("rows", []))
-
-
-def check_shape(recipe: Recipe, images: Images) -> None:
-    """Raise ``ValueError`` unless the images have the shape that the recipe names."""
-    if (got := tuple(images.train.shape[1:])) != recipe.image_shape:
-        raise ValueError(f"expected images of shape {recipe.image_shape}, got {got}")
 
 
 def _key(recipe: Recipe, images: Images) -> str:

@@ -5,12 +5,13 @@ No number of the page is typed by hand.
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
-from vaelib.experiments.recipes import DATASETS, build
+from vaelib.experiments.recipes import build
 from vaelib.experiments.rows import RECIPES
 
 FOLDER = Path(__file__).resolve().parents[2] / "figures" / "paper"
@@ -27,6 +28,7 @@ NEEDS = {
     "cifar10": "CIFAR-10, in `VAELIB_DATA` or downloaded",
     "imagenet32": "the official files of ImageNet 32×32 in `VAELIB_DATA`",
 }
+IMAGES = {"mnist": 60_000, "cifar10": 50_000, "imagenet32": 1_281_167}  # to train on
 UNITS = {"nats": ("nats", 2), "bits/dim": ("bits_per_dim", 3)}  # our key, and digits shown
 
 
@@ -54,9 +56,8 @@ def results(folder: Path = FOLDER) -> dict[str, dict]:
     found = {}
     for path in (path for name in RECIPES if (path := folder / f"{name}.json").exists()):
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            found[result["name"]] = result
-        except (KeyError, TypeError, ValueError) as error:
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8")) | {"name": path.stem}
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: expected a result of a row, got {error!r}") from error
     return found
 
@@ -77,11 +78,11 @@ def listing() -> str:
     lines = []
     for name, recipe in RECIPES.items():
         count = sum(p.numel() for p in build(recipe).parameters())
-        seen = DATASETS[recipe.data].images * recipe.epochs
+        seen = IMAGES[recipe.data] * recipe.epochs
         size = f"{6 * count * math.prod(recipe.image_shape[1:]) * seen / 1e18:.1f}"
         line = {"row": f"`{name}`", "model": recipe.label, "parameters": f"{count:,}"}
-        line |= {"images seen": f"{seen:,}", "10¹⁸ FLOP": size, "needs": NEEDS[recipe.data]}
-        lines.append(line)
+        more = {"images seen": f"{seen:,}", "10¹⁸ FLOP": size, "needs": NEEDS[recipe.data]}
+        lines.append(line | more)
     note = "Six operations for each weight, pixel and image seen; attention and evaluations come on"
     return f"{_markdown(lines)}\n\n{note} top.\nA GPU at 100 TFLOP/s makes 0.36 · 10¹⁸ an hour."
 
@@ -107,11 +108,9 @@ def page(ours: dict[str, dict], folder: Path = FOLDER) -> str:
         parts += [f"## {table['title']}, {table['unit']}", _markdown(lines)]
     parts += ["\n".join(f"[{i}] {text}  " for i, text in enumerate(known["sources"].values(), 1))]
     if ours:
-        parts += ["## Our runs", _markdown([_run(one) for one in ours.values()])]
-        parts += [
-            "\\* not at paper scale, or with the changes of the recipe named in the last column.\n"
-            "Fewer training images than a paper's cost bits."
-        ]
+        parts += ["## Our runs", _markdown(map(_run, ours.values()))]
+        note = "not at paper scale, or with the changes of the recipe named in the last column."
+        parts += [f"\\* {note}\nFewer training images than a paper's cost bits."]
     waits = {name: (FIGURES[name].split(":")[0], NEEDS[name]) for name in undrawn(folder)}
     for name in (name for name in RECIPES if name not in ours):
         after = ", then an auxiliary prior" if RECIPES[name].auxiliary_epochs else ""
@@ -125,7 +124,7 @@ def page(ours: dict[str, dict], folder: Path = FOLDER) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown(lines: list[dict]) -> str:
+def _markdown(lines: Iterable[dict]) -> str:
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 
 
@@ -141,10 +140,8 @@ def _cited(entries: list[dict], row: dict, numbers: dict[str, int]) -> str:
 
 def _ours(row: dict, unit: str, ours: dict[str, dict]) -> str:
     name, prior = row.get("ours", (None, None))
-    if name is None:
-        return "–"
     if prior not in ours.get(name, {}).get("numbers", {}):
-        return f"waits (`{name}`)"
+        return f"waits (`{name}`)" if name else "–"
     key, digits = UNITS[unit]
     numbers, result = ours[name]["numbers"][prior][key], ours[name]
     mark = " *" if changes(result) or result["scale"] != "paper" else ""

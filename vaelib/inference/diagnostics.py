@@ -1,8 +1,7 @@
 """Are the latents used? Measurements of the encoder, of the decoder, and a verdict.
 
-The rate alone cannot tell. It is what the code costs, KL(q(z|x) ‖ p(z)), and a posterior that is
-the same for every image can cost as much as it likes. So ask both networks: does the encoder say
-anything about the image, and does the decoder listen?
+The rate KL(q(z|x) ‖ p(z)), what the code costs, cannot tell: a posterior that is the same for every
+image can have any. Ask both networks: does the encoder say anything, and does the decoder listen?
 """
 
 import math
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vaelib.distributions import check_batch
+from vaelib.inference.likelihood import posterior
 from vaelib.networks import eval_mode, fork_rng
 
 LITTLE, ZERO = 0.5, 0.1  # nats: below the first there is little of a quantity, below ZERO none
@@ -23,10 +23,7 @@ PAIRS = 4_000_000  # numbers at once in the mutual information, which bounds the
 
 @dataclass(frozen=True)
 class CollapseReport:
-    """What :func:`collapse_report` found; ``print`` it.
-
-    All but the counts and shares are in nats an image; without labels the shares are nan.
-    """
+    """What :func:`collapse_report` found, in nats an image; without labels the shares are nan."""
 
     images: int  # N
     rate: float  # mean KL(q(z|x) ‖ p(z))
@@ -38,17 +35,17 @@ class CollapseReport:
     chance: float  # share of the most frequent label, what a probe reaches blindly
     shuffle_rise: float  # rise of the distortion if each image is decoded with another one's z
     shuffle_error: float = 0.0  # its standard error
-    # Rate less information. An information above ½ ln N may be too low; an upper bound, that of a
-    # Gaussian code of the same variances, takes its place then: at least so much is wasted.
+    # Rate less information; one above ½ ln N may be too low, and an upper bound, that of a Gaussian
+    # code of the same variances, takes its place: at least so much is wasted.
     wasted: float = math.nan
 
     @property
     def verdict(self) -> str:
         """One sentence: are the latents used?
 
-        *Used*: the encoder says at least half a nat about the image, the decoder listens (another z
-        changes the distortion by half a nat and by two standard errors), and at most half of the
-        rate is wasted. *Collapsed*: a rate below 0.1 nats. Active units have no part in it.
+        *Used*: the encoder says at least half a nat about the image, another z changes the
+        distortion by half a nat and by two standard errors, and at most half of the rate is wasted.
+        *Collapsed*: a rate below 0.1 nats. Active units have no part in it.
         """
         if math.isnan(self.rate + self.information + self.shuffle_rise):
             return "unclear: a measurement is not a number."
@@ -76,8 +73,7 @@ class CollapseReport:
             ("probe accuracy", f"{self.probe_accuracy:.2f}", f"chance {self.chance:.2f}"),
             ("rise when shuffled", f"{self.shuffle_rise:.2f} nats", "decoding another image's z"),
         ]
-        rows = [row for row in rows if row[1].split()[0] != "nan"]
-        lines = [f"{name:<19} {value:>12}   {note}" for name, value, note in rows]
+        lines = [f"{a:<19} {b:>12}   {c}" for a, b, c in rows if b.split()[0] != "nan"]
         return "\n".join([*lines, f"verdict: {self.verdict}"])
 
 
@@ -91,52 +87,39 @@ def collapse_report(
     it) or of the mean (100 draws do). The numbers depend on ``seed`` alone; the model and the
     caller's random state are left as they were.
 
-    Args:
-        vae: a model with the three slots and ``elbo``.
-        x: images ``(N, *image_shape)``, floats, at least 20, as a rule from the test set.
-        labels: ``(N,)`` integers of at least two classes with five images each, for the probe.
-        seed: of the draws of z, the shuffling and the splits.
-        batch_size: images encoded and decoded at once.
+    ``x``: floats ``(N, *image_shape)``, N ≥ 20, as a rule the test set; ``labels``, for the probe:
+    ``(N,)`` integers of at least two classes with five images each; ``batch_size``: images at once.
     """
     check_batch(x)
     if len(x) < 20 or batch_size < 1:
-        raise ValueError(
-            f"expected at least 20 images and batch_size >= 1, got {len(x)} and {batch_size}"
-        )
+        got = f"got {len(x)} and {batch_size}"
+        raise ValueError(f"expected at least 20 images and batch_size >= 1, {got}")
     if labels is not None:
         _check_labels(labels, len(x))
     device = next(vae.parameters(), x).device
     with fork_rng(device), eval_mode(vae):
         torch.manual_seed(seed)
-        return _report(vae, x.to(device), labels, seed, batch_size)
-
-
-def _report(vae: nn.Module, x: Tensor, labels: Tensor | None, seed: int, size: int):
-    rate = torch.cat([vae.elbo(part).rate for part in x.split(size)]).mean().item()
-    q = [vae.encoder(part) for part in x.split(size)]
-    z = torch.cat([part.sample() for part in q])  # (N, *latent_shape)
-    moves = _variance_of_means(q) > ACTIVE
-    distortion = _distortion(vae, x, z, size)
-    accuracy = chance = math.nan
-    if labels is not None:
-        accuracy = probe_accuracy(z, labels, seed)
-        chance = (labels.unique(return_counts=True)[1].max() / len(labels)).item()
-    information, bound = _information(q, z)
-    said = max(information, bound) if 2 * information > math.log(len(x)) else information
-    other = _distortion(vae, x, shuffled(z), size)
-    return CollapseReport(
-        images=len(x),
-        rate=rate,
-        distortion=distortion.mean().item(),
-        information=information,
-        active_units=int(moves.sum()),
-        units=moves.numel(),
-        probe_accuracy=accuracy,
-        chance=chance,
-        shuffle_rise=other.mean().item() - distortion.mean().item(),
-        shuffle_error=(other - distortion).std().item() / math.sqrt(len(x)),
-        wasted=max(0.0, rate - said),
-    )
+        x = x.to(device)
+        parts = x.split(batch_size)
+        rate = torch.cat([vae.elbo(part).rate for part in parts]).mean().item()
+        q = [vae.encoder(part) for part in parts]
+        z = torch.cat([part.sample() for part in q])  # (N, *latent_shape)
+        moves = _variance_of_means(q) > ACTIVE
+        own = _distortion(vae, x, z, batch_size)
+        other = _distortion(vae, x, shuffled(z), batch_size)
+        information, bound = _information(q, z)
+        said = max(information, bound) if 2 * information > math.log(len(x)) else information
+        accuracy = chance = math.nan
+        if labels is not None:
+            accuracy = probe_accuracy(z, labels, seed)
+            chance = (labels.unique(return_counts=True)[1].max() / len(labels)).item()
+    found = {"images": len(x), "rate": rate, "distortion": own.mean().item()}
+    found |= {"information": information, "wasted": max(0.0, rate - said)}
+    found |= {"active_units": int(moves.sum()), "units": moves.numel()}
+    found |= {"probe_accuracy": accuracy, "chance": chance}
+    found |= {"shuffle_rise": other.mean().item() - own.mean().item()}
+    found |= {"shuffle_error": (other - own).std().item() / math.sqrt(len(x))}
+    return CollapseReport(**found)
 
 
 def _variance_of_means(q: list[Distribution]) -> Tensor:
@@ -157,10 +140,8 @@ def _distortion(vae: nn.Module, x: Tensor, z: Tensor, size: int) -> Tensor:
 
 def shuffled(z: Tensor) -> Tensor:
     """The rows of ``z`` in another order, in which none is in its old place."""
-    order = torch.randperm(len(z), device=z.device)
-    moved = torch.empty_like(z)
-    moved[order] = z[order.roll(1)]  # one round trip through all of them
-    return moved
+    order = torch.randperm(len(z), device=z.device)  # one round trip through all of them
+    return z[order.roll(1)[order.argsort()]]
 
 
 @torch.no_grad()
@@ -169,35 +150,26 @@ def mutual_information(vae: nn.Module, x: Tensor) -> float:
 
         I(x; z) = E_x KL(q(z|x) ‖ q(z)) ≈ (1/N) Σ_n ln [ q(z_n|x_n) / (1/N) Σ_i q(z_n|x_i) ]
 
-    with z_n ~ q(z|x_n) and the aggregate posterior q(z), the mean of q(z|x), in place of the
-    prior: a rate that is the same for every image does not count. No term exceeds ln N, since
-    each image is among the N: codes that say more saturate there. Hoffman & Johnson (2016),
-    *ELBO surgery*: rate = I(x; z) + KL(q(z) ‖ p(z)).
-
-    ``x``: images ``(N, *image_shape)``. Takes N² evaluations of q, in pieces.
+    with z_n ~ q(z|x_n) and the aggregate posterior q(z), the mean of q(z|x) over the images ``x``,
+    ``(N, *image_shape)``. Each image is among the N, so no term exceeds ln N: codes that say more
+    saturate there. Takes N² evaluations of q, in pieces. Hoffman & Johnson (2016), *ELBO surgery*:
+    rate = I(x; z) + KL(q(z) ‖ p(z)).
     """
     check_batch(x)
     with eval_mode(vae):
-        q = vae.encoder(x)
-    if q.batch_shape != x.shape[:1]:
-        raise ValueError(f"expected images (N, *image_shape), got shape {tuple(x.shape)}")
+        q = posterior(vae, x)
     return _information([q], q.sample())[0]
 
 
 def _information(q: list[Distribution], z: Tensor) -> tuple[float, float]:
-    """The estimate, and an upper bound: H(z) − H(z|x) with the entropy of independent Gaussians.
-
-    ``q``: the posteriors of all images, in pieces; ``z``: a draw of each, ``(N, …)``.
-    """
+    """The estimate, and an upper bound: H(z) − H(z|x) with the entropy of independent Gaussians."""
     piece = max(1, PAIRS // z.numel())
     pairs = zip(q, z.split([part.batch_shape[0] for part in q]), strict=True)
     own = torch.cat([part.log_prob(part_z) for part, part_z in pairs])
     # (n, 1, *latent_shape) against a batch (B,): each z under the posterior of each image.
-    every = [
-        torch.cat([part.log_prob(some.unsqueeze(1)) for part in q], 1).logsumexp(1)
-        for some in z.split(piece)
-    ]
-    information = (own - torch.cat(every) + math.log(len(z))).mean().item()
+    pieces = (torch.cat([p.log_prob(some.unsqueeze(1)) for p in q], 1) for some in z.split(piece))
+    every = torch.cat([log_probs.logsumexp(1) for log_probs in pieces])
+    information = (own - every + math.log(len(z))).mean().item()
     # E[ln s²] of N draws is about 1/(N − 1) below ln σ².
     entropies = (2 * math.pi * math.e * z.double().var(0)).log() + 1 / max(1, len(z) - 1)
     return information, own.double().mean().item() + 0.5 * entropies.sum().item()
@@ -206,22 +178,18 @@ def _information(q: list[Distribution], z: Tensor) -> tuple[float, float]:
 def probe_accuracy(z: Tensor, labels: Tensor, seed: int = 0) -> float:
     """Share of labels that a linear classifier reads from codes it has not seen.
 
-    Logistic regression on standardised codes, trained on four fifths and tested on the rest, in
-    turn, so that each image is tested once. Give it *samples* of q(z|x), not means: a mean that
-    moves by a millionth of its own noise can be read, yet tells the decoder nothing.
-
-    ``z``: codes ``(N, *latent_shape)``; ``labels`` as in :func:`collapse_report`.
+    Logistic regression on standardised codes ``(N, *latent_shape)``, trained on four fifths and
+    tested on the rest, in turn. Give it *samples* of q(z|x), not means: a mean that moves by a
+    millionth of its own noise can be read, yet tells the decoder nothing.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn import linear_model, model_selection, pipeline, preprocessing
 
     _check_labels(labels, len(z))
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    splits = StratifiedKFold(5, shuffle=True, random_state=seed)
-    codes = z.flatten(1).cpu().double().numpy()
-    return float(cross_val_score(probe, codes, labels.cpu().numpy(), cv=splits).mean())
+    classifier = linear_model.LogisticRegression(max_iter=1000)
+    probe = pipeline.make_pipeline(preprocessing.StandardScaler(), classifier)
+    splits = model_selection.StratifiedKFold(5, shuffle=True, random_state=seed)
+    codes, labels = z.flatten(1).cpu().double().numpy(), labels.cpu().numpy()
+    return float(model_selection.cross_val_score(probe, codes, labels, cv=splits).mean())
 
 
 def _check_labels(labels: Tensor, count: int) -> None:
@@ -231,7 +199,5 @@ def _check_labels(labels: Tensor, count: int) -> None:
         raise ValueError(f"expected labels of shape ({count},), got {tuple(labels.shape)}")
     counts = labels.unique(return_counts=True)[1]
     if len(counts) < 2 or counts.min() < 5:
-        raise ValueError(
-            "expected at least two classes with five images each, "
-            f"got {len(counts)} classes with at least {counts.min()}"
-        )
+        got = f"got {len(counts)} classes with at least {counts.min()}"
+        raise ValueError(f"expected at least two classes with five images each, {got}")

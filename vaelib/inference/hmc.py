@@ -4,8 +4,8 @@ A chain is a row of a batch: ``log_density`` maps positions ``(*chains, *event)`
 ``(*chains,)`` in nats, up to a constant, and no chain may depend on another. Gradients come from
 one autograd call for all chains. Neal (2011), *MCMC using Hamiltonian dynamics* (arXiv 1206.1901).
 
->>> state = init(log_density, torch.zeros(100, 2))          # 100 chains in two dimensions
->>> state, step_size, _ = tune(log_density, state)
+>>> log_density = lambda z: -0.5 * z.square().sum(-1)       # N(0, I), up to a constant
+>>> state, step_size, _ = tune(log_density, init(log_density, torch.zeros(100, 2)))  # 100 chains
 >>> state, info = step(log_density, state, step_size)
 """
 
@@ -61,8 +61,8 @@ def leapfrog(
 ) -> tuple[State, Tensor]:
     """Follow the Hamiltonian flow for ``steps`` leapfrog steps: the state and momentum at the end.
 
-    Volume preserving, and reversible: from the end, with the momentum negated, it leads back. A
-    chain that comes to a position which the density refuses ends there, with a momentum of nan.
+    Volume preserving, and reversible: with the momentum negated, it leads back. A chain that comes
+    to a position which the density refuses ends there, with a momentum of nan.
     """
     size = _expand_to(_step_size(step_size, state), state.position)
     momentum = momentum + 0.5 * size * state.gradient
@@ -94,8 +94,8 @@ def step(
     momentum = torch.randn_like(state.position)
     size = _step_size(step_size, state) * (1 - jitter * torch.rand_like(state.log_density))
     end, last_momentum = leapfrog(log_density, state, momentum, size, leapfrog_steps)
-    # The proposal is the end with its momentum negated, which makes it its own inverse. The energy
-    # is even in the momentum and the momentum is drawn anew, so the negation itself is skipped.
+    # The proposal is the end with its momentum negated, which makes it its own inverse. As the
+    # energy is even in the momentum, which is drawn anew, the negation itself is skipped.
     energy = _energy(state, momentum)
     error = _energy(end, last_momentum) - energy
     stable = (error < DIVERGENCE) & error.isfinite() & _finite(end.position, error.dim())
@@ -110,8 +110,7 @@ def adapt(step_size: float | Tensor, info: Info, target: float = 0.9, rate: floa
 
         ln ε ← ln ε + rate · (acceptance − target)
 
-    A stochastic approximation (Robbins & Monro 1951). A chain that is still adapting is not quite
-    a Markov chain: stop before the samples that count.
+    Robbins & Monro (1951). Stop before the samples that count: a chain that adapts is not Markov.
     """
     if not 0 < target < 1:
         raise ValueError(f"expected a target acceptance in (0, 1), got {target}")
@@ -130,20 +129,20 @@ def tune(
 ) -> tuple[State, Tensor, Info]:
     """Burn in while finding the step size whose mean acceptance probability is ``target``.
 
-    Returns the state, the step size (one for each chain if ``per_chain``, as the posteriors of
-    different images need) and the info of the last of ``steps`` trajectories. The step size is the
-    geometric mean over their second half, which is steadier than the last one.
+    Returns the state, the step size (the geometric mean over the second half of the ``steps``
+    trajectories; one for each chain if ``per_chain``, as posteriors of different images need) and
+    the info of the last trajectory.
     """
     if steps < 2:
         raise ValueError(f"expected steps >= 2, got {steps}")
     size = torch.as_tensor(step_size).to(state.log_density)
     size = size.expand(state.log_density.shape) if per_chain else size.mean()
-    sizes = []
+    logs = []
     for index in range(steps):
         state, info = step(log_density, state, size, leapfrog_steps)
         size = adapt(size, info, target, rate=2.0 * (index + 1) ** -0.6)
-        sizes.append(size)
-    return state, torch.stack(sizes[steps // 2 :]).log().mean(0).exp(), info
+        logs.append(size.log())
+    return state, torch.stack(logs[steps // 2 :]).mean(0).exp(), info
 
 
 def sample(
@@ -154,10 +153,9 @@ def sample(
     leapfrog_steps: int = 10,
     thin: int = 1,
 ) -> tuple[State, Tensor, Info]:
-    """Run the chains and keep every ``thin``-th position.
+    """Run the chains: the last state, every ``thin``-th position and the infos of all steps.
 
-    Returns the last state, positions ``(samples, *chains, *event)`` and the info of every step,
-    each field ``(samples · thin, *chains)``.
+    Positions are ``(samples, *chains, *event)``, fields of the info ``(samples · thin, *chains)``.
     """
     if samples < 1 or thin < 1:
         raise ValueError(f"expected samples >= 1 and thin >= 1, got {samples} and {thin}")
@@ -221,7 +219,8 @@ def _expand_to(per_chain: Tensor, other: Tensor) -> Tensor:
 
 
 def _step_size(step_size: float | Tensor, state: State) -> Tensor:
-    size, chains = torch.as_tensor(step_size).to(state.position), tuple(state.log_density.shape)
+    size = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device)
+    chains = tuple(state.log_density.shape)
     if size.shape not in ((), chains):
         raise ValueError(f"expected a step size of shape () or {chains}, got {tuple(size.shape)}")
     return size

@@ -21,32 +21,23 @@ class PPCA(nn.Module):
         p(z) = N(0, I),   p(x|z) = N(W z + μ, σ² I)
         p(x) = N(μ, W Wᵀ + σ² I),   p(z|x) = N(M⁻¹ Wᵀ (x − μ), σ² M⁻¹),   M = Wᵀ W + σ² I
 
-    Tipping & Bishop (1999), equations 4 to 8.
-
-    Args:
-        weight: W, ``(dims, latents)``.
-        mean: μ, ``(dims,)``.
-        noise_variance: σ², above what rounding leaves of it beside the eigenvalues of W Wᵀ.
+    Tipping & Bishop (1999), equations 4 to 8. ``weight``: W, ``(dims, latents)``; ``mean``: μ,
+    ``(dims,)``; ``noise_variance``: σ², which rounding must not lose beside W Wᵀ.
     """
 
     def __init__(self, weight: Tensor, mean: Tensor, noise_variance: float | Tensor):
         super().__init__()
         if weight.dim() != 2 or mean.shape != weight.shape[:1]:
-            raise ValueError(
-                f"expected weight (dims, latents) and mean (dims,), got {tuple(weight.shape)} "
-                f"and {tuple(mean.shape)}"
-            )
+            shapes = f"{tuple(weight.shape)} and {tuple(mean.shape)}"
+            raise ValueError(f"expected weight (dims, latents) and mean (dims,), got {shapes}")
         noise_variance = torch.as_tensor(noise_variance, dtype=weight.dtype)
         least = _least_noise(torch.linalg.matrix_norm(weight.detach(), 2) ** 2, len(weight))
         if noise_variance.dim() or not least < noise_variance < math.inf:
-            raise ValueError(
-                f"expected a positive noise variance above {least:.3g}, as less is lost beside the "
-                f"largest eigenvalue, got {noise_variance}"
-            )
-        # Copies: a model that loads other numbers must not change the caller's.
-        self.register_buffer("weight", weight.clone())
-        self.register_buffer("mean", mean.clone())
-        self.register_buffer("noise_variance", noise_variance.clone())
+            least = f"{least:.3g}, as less is lost beside the largest eigenvalue"
+            raise ValueError(f"expected a noise variance above {least}, got {noise_variance}")
+        tensors = {"weight": weight, "mean": mean, "noise_variance": noise_variance}
+        for name, tensor in tensors.items():  # copied, so that loading others leaves the caller's
+            self.register_buffer(name, tensor.clone())
 
     @classmethod
     def fit(cls, x: Tensor, latents: int, noise_variance: float | None = None) -> "PPCA":
@@ -56,16 +47,14 @@ class PPCA(nn.Module):
 
         Tipping & Bishop (1999), equations 14 and 15, with the rotation R = I. With a fixed
         ``noise_variance`` σ² the directions whose eigenvalue is below it get a zero column: they
-        collapse (Lucas et al. 2019, section 4). If it is to be learned, the data ``(N, dims)``,
-        float32 or float64, must have a rank above ``latents``: there must be noise.
+        collapse (Lucas et al. 2019, section 4). Else the data ``(N, dims)``, float32 or float64,
+        must have a rank above ``latents``: there must be noise.
         """
         if x.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"expected float32 or float64, got {x.dtype}")
         if x.dim() != 2 or len(x) < 2 or not 1 <= latents < x.shape[1]:
-            raise ValueError(
-                "expected x (N, dims) with N >= 2 and 1 <= latents < dims, "
-                f"got {tuple(x.shape)} and {latents}"
-            )
+            got = f"got {tuple(x.shape)} and {latents}"
+            raise ValueError(f"expected x (N, dims), N >= 2 and 1 <= latents < dims, {got}")
         if not x.isfinite().all():
             raise ValueError("expected finite x, got nan or infinity among its values")
         wide, dims = x.double(), x.shape[1]
@@ -75,11 +64,9 @@ class PPCA(nn.Module):
             noise_variance = eigenvalues[latents:].mean()
             least = _least_noise(eigenvalues[0].to(x.dtype), dims)
             if not noise_variance > least:
-                rank = int((eigenvalues > least).sum())
-                raise ValueError(
-                    f"expected noise beside {latents} latents, got data of rank {rank} in {dims} "
-                    "dimensions: take fewer latents or give a noise_variance"
-                )
+                got = f"data of rank {int((eigenvalues > least).sum())} in {dims} dimensions"
+                advice = "take fewer latents or give a noise_variance"
+                raise ValueError(f"expected noise beside {latents} latents, got {got}: {advice}")
         signal = (eigenvalues[:latents] - noise_variance).clamp(min=0)
         weight = eigenvectors[:, :latents] * signal.sqrt()
         return cls(weight.to(x.dtype), wide.mean(0).to(x.dtype), noise_variance)
@@ -107,23 +94,22 @@ class PPCA(nn.Module):
 
     def _with_noise(self, product: Tensor) -> Tensor:
         """``product`` + σ² I, in float64: float32 can lose σ² beside W Wᵀ."""
-        identity = torch.eye(len(product), dtype=product.dtype, device=product.device)
+        identity = torch.eye(len(product)).to(product)
         return product + self.noise_variance.double() * identity
 
     def slots(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         """Encoder, prior and decoder of the linear VAE: ``VAE(*model.slots())``.
 
-        Where WᵀW is diagonal, as :meth:`fit` returns it, that encoder is the exact posterior
-        and the bound is log p(x). Elsewhere it has the exact mean and, as the variances that
-        maximise the bound, the inverse diagonal of the posterior precision.
+        Where WᵀW is diagonal, as after :meth:`fit`, that encoder is the exact posterior and the
+        bound is log p(x). Elsewhere it has the exact mean and, as the variances that maximise the
+        bound, the inverse diagonal of the posterior precision.
         """
-        dims, latents = self.weight.shape
-        slots = linear_slots(dims, latents, noise_variance=self.noise_variance.item())
+        slots = linear_slots(*self.weight.shape, self.noise_variance.item())
         encoder, prior, decoder = (slot.to(self.weight) for slot in slots)
         weight = self.weight.double()
         m = self._with_noise(weight.T @ weight)
+        gain = torch.linalg.solve(m, weight.T)
         with torch.no_grad():
-            gain = torch.linalg.solve(m, weight.T)
             encoder.loc.weight.copy_(gain)
             encoder.loc.bias.copy_(-gain @ self.mean.double())
             encoder.log_scale.copy_(0.5 * (self.noise_variance / m.diagonal()).log())
@@ -138,10 +124,7 @@ def _least_noise(largest: Tensor, dims: int) -> float:
 
 
 class LinearEncoder(nn.Module):
-    """q(z|x) = N(V x + c, diag s²), the same variances for every x (Lucas et al. 2019, section 4).
-
-    Shapes: ``(*batch, dims)`` to event ``(latents,)``.
-    """
+    """q(z|x) = N(V x + c, diag s²) with the same s² for every x (Lucas et al. 2019, section 4)."""
 
     def __init__(self, dims: int, latents: int):
         super().__init__()
@@ -149,16 +132,13 @@ class LinearEncoder(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(latents))
 
     def forward(self, x: Tensor) -> DiagNormal:
-        """The posterior q(z|x) of each vector."""
+        """q(z|x) of vectors ``(*batch, dims)``, event shape ``(latents,)``."""
         loc = self.loc(flatten_events(x, (self.loc.in_features,)))
         return DiagNormal(loc, self.log_scale.exp().expand_as(loc))
 
 
 class LinearDecoder(nn.Module):
-    """p(x|z) = N(W z + μ, σ² I), σ² given or learned.
-
-    Shapes: ``(*batch, latents)`` to event ``(dims,)``.
-    """
+    """p(x|z) = N(W z + μ, σ² I), σ² given or learned."""
 
     def __init__(self, dims: int, latents: int, noise_variance: float | None = None):
         super().__init__()
@@ -172,7 +152,7 @@ class LinearDecoder(nn.Module):
             self.register_buffer("log_scale", log_scale)
 
     def forward(self, z: Tensor) -> DiagNormal:
-        """The likelihood p(x|z) for each z."""
+        """p(x|z) of ``(*batch, latents)``, event shape ``(dims,)``."""
         loc = self.loc(flatten_events(z, (self.loc.in_features,), "z"))
         return DiagNormal(loc, self.log_scale.exp().to(loc).expand_as(loc))
 
@@ -182,8 +162,7 @@ def linear_slots(
 ) -> tuple[LinearEncoder, StandardNormal, LinearDecoder]:
     """The three slots of a linear VAE for vectors ``(*batch, dims)``: ``VAE(*linear_slots(…))``.
 
-    Its optimum is that of pPCA (Lucas et al. 2019, theorem 1): see :meth:`PPCA.slots`. The noise
-    variance σ² of the decoder is learned if it is ``None``.
+    Its optimum is that of pPCA (Lucas et al. 2019, theorem 1); a σ² of ``None`` is learned.
     """
     decoder = LinearDecoder(dims, latents, noise_variance)
     return LinearEncoder(dims, latents), StandardNormal(latents), decoder

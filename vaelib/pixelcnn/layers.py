@@ -1,14 +1,10 @@
 """Causal layers, and the cache that makes drawing fast.
-
 Feature maps are ``(B, H, W, channels)``: with the channels last, a linear layer is a 1×1
 convolution. "Before" a pixel means above it, or left of it in its row. A layer that is called
-with a :class:`Cache` computes its outputs at the new positions only.
-"""
+with a :class:`Cache` computes its outputs at the new positions only."""
 
 import math
-import operator
 from collections.abc import Sequence
-from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +15,9 @@ from vaelib.networks import gate, is_int
 
 class CausalConv2d(nn.Conv2d):
     """Convolution that covers rows above and the pixel's own row: rows below are not stored.
-
-    The ``mask`` ``(kh, kw)`` of zeros and ones is multiplied into the weights. Its last row is the
-    pixel's own row; ``right`` of its columns lie to the right of the pixel. ``reads_image`` says
-    that the input is the image itself, which a cache need not copy. ``(B, H, W, inputs)`` to
-    ``(B, H, W, outputs)``; with a cache ``(B, 1, n, inputs)`` to ``(B, 1, n, outputs)``.
-    """
+    The ``mask`` ``(kh, kw)``, whose last row is the pixel's own, multiplies the weights; ``right``
+    of its columns lie to the right of the pixel. An input that is the image itself a cache need
+    not copy. Shapes: ``(B, H, W, inputs)`` to ``(B, H, W, outputs)``, with a cache H = 1, W = n."""
 
     def __init__(self, inputs: int, outputs: int, mask: Tensor, right=0, reads_image=False):
         super().__init__(inputs, outputs, tuple(mask.shape))
@@ -42,67 +35,55 @@ class CausalConv2d(nn.Conv2d):
 
 def square_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv2d:
     """Masked convolution of a PixelCNN; 3×3, row by row: A 111 100 000, B 111 110 000.
-
-    Kind "A" reads the image and leaves out the pixel itself; kind "B" reads features, which have
-    not seen their own pixel, and keeps it. van den Oord et al. (2016), *Pixel Recurrent Neural
-    Networks*, figure 2.
-    """
-    radius = _radius(kind, size)
-    mask = torch.ones(radius + 1, 2 * radius + 1)
+    A reads the image and leaves out the pixel itself; B reads features that have not seen their own
+    pixel. van den Oord et al. (2016), *Pixel Recurrent Neural Networks*, figure 2."""
+    mask, radius = _ones(kind, size)
     mask[-1, radius + (kind == "B") :] = 0
     return CausalConv2d(inputs, outputs, mask, radius, kind == "A")
 
 
 def vertical_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv2d:
     """Convolution of the vertical stack, over the rows above: A 111 000 000, B 111 111 000.
-
-    Kind "B" keeps the pixel's own row, for features that have not seen their own row. van den
-    Oord et al. (2016), *Conditional Image Generation with PixelCNN Decoders*, figure 1.
-    """
-    radius = _radius(kind, size)
-    mask = torch.ones(radius + 1, 2 * radius + 1)
+    Features that B reads have not seen their own row. van den Oord et al. (2016), *Conditional
+    Image Generation with PixelCNN Decoders*, figure 1."""
+    mask, radius = _ones(kind, size)
     mask[-1] = kind == "B"
     return CausalConv2d(inputs, outputs, mask, radius, kind == "A")
 
 
 def horizontal_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv2d:
     """Convolution of the horizontal stack, the pixel's own row to the left: A 100, B 110."""
-    mask = torch.ones(1, _radius(kind, size) + 1)
+    mask = torch.ones(1, _ones(kind, size)[1] + 1)
     mask[-1, -1] = kind == "B"
     return CausalConv2d(inputs, outputs, mask, 0, kind == "A")
 
 
-def _radius(kind: str, size: int) -> int:
+def _ones(kind: str, size: int) -> tuple[Tensor, int]:
+    """A mask over the rows above and the pixel's own, and how far it reaches."""
     if kind not in ("A", "B"):
         raise ValueError(f"expected mask kind 'A' or 'B', got {kind!r}")
     if not is_int(size) or size < 3 or size % 2 == 0:
         raise ValueError(f"expected an odd kernel size of at least 3, got {size}")
-    return int(size) // 2
+    radius = int(size) // 2
+    return torch.ones(radius + 1, 2 * radius + 1), radius
 
 
 class Cache:
     """Activations that causal layers keep while a batch of images is drawn pixel by pixel.
-
     Convolutions keep the few rows that their kernels cover, attention the keys and values of all
-    positions so far. A cache serves one batch, drawn in raster order, without gradients.
-    """
+    positions so far. A cache serves one batch, drawn in raster order, without gradients."""
 
     def __init__(self, height: int, width: int):
         self.height, self.width = height, width
-        self.row, self.columns = 0, slice(0, width)
+        self.row, self.columns, self.position = 0, slice(0, width), 0  # position in raster order
         self._windows, self._kernels, self._attended = {}, {}, {}  # of each layer
-
-    @property
-    def position(self) -> int:
-        """The first new position in raster order."""
-        return self.row * self.width + self.columns.start
 
     def move(self, row: int, first: int, last: int) -> None:
         """Go on to the columns ``first`` … ``last`` − 1 of ``row``."""
         if row != self.row:
             for window in self._windows.values():
                 window[:, :-1] = window[:, 1:].clone()
-        self.row, self.columns = row, slice(first, last)
+        self.row, self.columns, self.position = row, slice(first, last), row * self.width + first
 
     def crop(self, x: Tensor) -> Tensor:
         """The new positions of a map ``(B, H or 1, W or 1, C)``."""
@@ -119,9 +100,9 @@ class Cache:
                 shape = (len(x), conv.above + 1, self.width + conv.left + conv.right, x.shape[-1])
                 self._windows[conv] = x.new_zeros(shape)
         if conv.reads_image:  # x is the whole image
-            start = self.row - conv.above
-            rows = x[:, max(start, 0) : self.row + 1]
-            window = F.pad(rows, (0, 0, conv.left, conv.right, max(-start, 0), 0))
+            rows = x[:, max(self.row - conv.above, 0) : self.row + 1]
+            top = max(conv.above - self.row, 0)
+            window = F.pad(rows, (0, 0, conv.left, conv.right, top, 0))
         else:  # x is the new positions. To their right the last row holds old features, masked.
             window = self._windows[conv]
             window[:, -1, conv.left + first : conv.left + last] = x[:, 0]
@@ -145,22 +126,19 @@ class Cache:
 
 class Conditioning(nn.Linear):
     """A bias from context maps, each ``(B or 1, H or 1, W or 1, inputs)``: their projected sum.
-
-    Each is projected at its own size: one vector for an image costs one product, not one a pixel.
-    """
+    A map is projected at its own size: one vector for an image costs one product."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        return reduce(operator.add, [F.linear(one, self.weight) for one in maps])
+        first, *rest = (F.linear(one, self.weight) for one in maps)
+        return sum(rest, first)
 
 
 class MaskedBlock(nn.Module):
     """Residual block of a plain PixelCNN: h + W relu(conv(relu(h)) + context), of the shape of h.
-
-    After van den Oord et al. (2016), *Pixel Recurrent Neural Networks*, figure 5.
-    """
+    After van den Oord et al. (2016), *Pixel Recurrent Neural Networks*, figure 5."""
 
     def __init__(self, channels: int, size: int, context: int):
         super().__init__()
@@ -174,14 +152,10 @@ class MaskedBlock(nn.Module):
 
 class GatedLayer(nn.Module):
     """One layer of a Gated PixelCNN: a vertical stack v and a horizontal stack h.
-
         a = conv_v(v),   v ← v + gate(a + context),   h ← h + W gate(conv_h(h) + U a + context)
-
     v at row i has seen all rows above i, without a blind spot; h adds the pixels to the left.
-    van den Oord et al. (2016), *Conditional Image Generation with PixelCNN Decoders*, figure 2.
-    The residual connection of v is ours: without it the signal fades in deep vertical stacks. The
-    ``last`` layer leaves v as it is, since nothing reads it.
-    """
+    van den Oord et al. (2016), *Conditional Image Generation with PixelCNN Decoders*, figure 2. The
+    residual connection of v, against a fading signal, is ours. Nothing reads the ``last`` v."""
 
     def __init__(self, channels: int, size: int, context: int, last: bool = False):
         super().__init__()
@@ -207,11 +181,8 @@ class GatedLayer(nn.Module):
 
 class GatedResidual(nn.Module):
     """Gated residual block of a PixelSNAIL, with 2×2 kernels that look up and left.
-
         h + value · sigmoid(gate),   (value, gate) = conv(elu(conv(elu(h)) + context)) + context
-
-    Chen et al. (2018), *PixelSNAIL*, figure 3, after Salimans et al. (2017).
-    """
+    Chen et al. (2018), *PixelSNAIL*, figure 3, after Salimans et al. (2017)."""
 
     def __init__(self, channels: int, context: int, dropout: float = 0.0):
         super().__init__()
@@ -230,26 +201,20 @@ class GatedResidual(nn.Module):
 
 def previous_pixel(x: Tensor, cache: Cache | None = None) -> Tensor:
     """The image shifted by one pixel in raster order, zero at the first position.
-
-    ``(B, H, W, C)`` to the same shape; with a cache the new position only, ``(B, 1, 1, C)``.
-    """
+    ``(B, H, W, C)`` to the same shape; with a cache the new position only, ``(B, 1, 1, C)``."""
     sequence = x.flatten(1, 2)  # (B, H·W, C)
     if cache is None:
         return F.pad(sequence, (0, 0, 1, 0))[:, :-1].reshape(x.shape)
-    end = cache.position
-    return sequence[:, None, end - 1 : end] if end else torch.zeros_like(x[:, :1, :1])
+    i = cache.position
+    return sequence[:, None, i - 1 : i] if i else torch.zeros_like(x[:, :1, :1])
 
 
 class CausalAttention(nn.Module):
     """Every position attends to all positions before it and to itself, in raster order.
-
         h + W softmax(Q Kᵀ / √d + causal mask) V,   (Q, K, V) = U [elu(h), previous pixel]
-
-    Position i holds features h and pixel i − 1, so that i reads all pixels before it directly and
-    no other; features alone may not hold the last pixels of the row above yet. Chen et al. (2018),
-    *PixelSNAIL*, section 2.2, have the same by keys that contain pixel i and a mask that leaves
-    position i out. The ``heads`` share the channels.
-    """
+    Position i holds features h and pixel i − 1, so that i reads all pixels before it, also those
+    at the end of the row above. Chen et al. (2018), *PixelSNAIL*, section 2.2, have the same by
+    keys that contain pixel i and a mask that leaves i out. The ``heads`` share the channels."""
 
     def __init__(self, channels: int, image_channels: int, heads: int = 1):
         super().__init__()
@@ -261,8 +226,8 @@ class CausalAttention(nn.Module):
 
     def forward(self, h: Tensor, previous: Tensor, cache: Cache | None = None) -> Tensor:
         inputs = self.inputs(torch.cat([F.elu(h), previous], -1)).flatten(1, 2)
-        # Each (B, heads, H·W, d):
-        query, key, value = inputs.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        inputs = inputs.unflatten(-1, (3, self.heads, -1))
+        query, key, value = inputs.permute(2, 0, 3, 1, 4)  # each (B, heads, H·W, d)
         if cache is not None:
             key, value = cache.attend(self, key, value)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
@@ -271,9 +236,7 @@ class CausalAttention(nn.Module):
 
 class CausalMixing(nn.Module):
     """Row t gets a mixture of the vectors z_1 … z_t: c_t = Σ_{s ≤ t} m_{t,s} ⊙ (W z_s + b).
-
-    One weight m per channel. ``(B, rows, inputs)`` to ``(B, rows, outputs)``.
-    """
+    One weight m per channel. ``(B, rows, inputs)`` to ``(B, rows, outputs)``."""
 
     def __init__(self, rows: int, inputs: int, outputs: int):
         super().__init__()

@@ -1,8 +1,6 @@
 """Likelihoods of one pixel, channel after channel, given a vector of features.
-
 Draws are functions of uniform numbers that the caller supplies, so that two samplers given the
-same numbers draw the same pixels.
-"""
+same numbers draw the same pixels."""
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +11,10 @@ from vaelib.networks import is_int, to_float32
 
 class PixelLikelihood(nn.Module):
     """log p(pixel | features) = Σ_c log p(x_c | x_1 … x_{c−1}, features), nats.
-
     A pixel has ``channels`` values, each out of ``levels`` evenly spaced ones: k / (levels − 1)
     for k = 0 … levels − 1, black is 0 and white is 1. Subclasses have
         log_prob(features (*batch, F), x (*batch, channels)) → nats (*batch,)
-        draw(features (*batch, F), uniforms (*batch, self.uniforms) in [0, 1)) → x
-    """
+        draw(features (*batch, F), uniforms (*batch, self.uniforms) in [0, 1)) → x"""
 
     def __init__(self, channels: int, levels: int):
         super().__init__()
@@ -48,8 +44,7 @@ class BernoulliPixels(PixelLikelihood):
 
     def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
         logits = to_float32(self._logits(features, x))
-        x = x.to(logits.dtype)
-        return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+        return -F.binary_cross_entropy_with_logits(logits, x.to(logits), reduction="none").sum(-1)
 
     def draw(self, features: Tensor, uniforms: Tensor) -> Tensor:
         x = torch.zeros_like(uniforms)
@@ -60,18 +55,15 @@ class BernoulliPixels(PixelLikelihood):
 
 class CategoricalPixels(PixelLikelihood):
     """A table of probabilities for every value, so that no order of the levels is assumed.
-
         logits_c = U_c elu(W_c features + Σ_{c' < c} E_{c c'}[x_{c'}])
-
     with an embedding E of the levels of the channels before. van den Oord et al. (2016),
-    *Pixel Recurrent Neural Networks*, section 3.3, who reach the channel dependence by masks.
-    """
+    *Pixel Recurrent Neural Networks*, section 3.3, who reach the channel dependence by masks."""
 
     def __init__(self, features: int, channels: int = 1, levels: int = 256):
         super().__init__(channels, levels)
         self.hidden = nn.ModuleList(nn.Linear(features, features) for _ in range(channels))
-        embeddings = (nn.Embedding(c * levels, features) for c in range(1, channels))
-        self.previous = nn.ModuleList(embeddings)
+        previous = (nn.Embedding(c * levels, features) for c in range(1, channels))
+        self.previous = nn.ModuleList(previous)
         self.out = nn.ModuleList(nn.Linear(features, levels) for _ in range(channels))
 
     def _log_probs(self, c: int, features: Tensor, steps: Tensor) -> Tensor:
@@ -97,25 +89,24 @@ class CategoricalPixels(PixelLikelihood):
 
 class LogisticMixturePixels(PixelLikelihood):
     """Mixture of discretised logistics, whose channels share the choice of component.
-
         p(x | …) = Σ_k π_k Π_c P(x_c | μ_kc + Σ_{c' < c} a_kcc' x_{c'}, s_kc)
-
     with k = 1 … ``mixtures``, x on [−1, 1], P as in :func:`discretized_logistic`, ln s in [−7, 7]
-    and a in (−1, 1). Salimans et al. (2017), *PixelCNN++*, sections 2.1 and 2.2.
-    """
+    and a in (−1, 1). Salimans et al. (2017), *PixelCNN++*, sections 2.1 and 2.2."""
 
     def __init__(self, features: int, channels: int = 3, levels: int = 256, mixtures: int = 10):
         super().__init__(channels, levels)
         self.mixtures, self.uniforms = check_size("mixtures", mixtures), 1 + self.channels
-        self.sizes = [1, self.channels, self.channels, self.channels * (self.channels - 1) // 2]
-        self.components = nn.Linear(features, self.mixtures * sum(self.sizes))
+        self.pairs = self.channels * (self.channels - 1) // 2
+        outputs = self.mixtures * (1 + 2 * self.channels + self.pairs)
+        self.components = nn.Linear(features, outputs)
 
     def _components(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log weights (…, K), means and log scales (…, K, C), slopes (…, K, C, C) below 0."""
         each = to_float32(self.components(features)).unflatten(-1, (self.mixtures, -1))
-        weight, mean, log_scale, slope = each.split(self.sizes, -1)
-        rows, columns = torch.tril_indices(self.channels, self.channels, -1, device=slope.device)
-        slopes = slope.new_zeros(*slope.shape[:-1], self.channels, self.channels)
+        n = self.channels
+        weight, mean, log_scale, slope = each.split([1, n, n, self.pairs], -1)
+        rows, columns = torch.tril_indices(n, n, -1, device=slope.device)
+        slopes = slope.new_zeros(*slope.shape[:-1], n, n)
         slopes[..., rows, columns] = slope.tanh()
         return weight.squeeze(-1).log_softmax(-1), mean, log_scale.clamp(-7, 7), slopes
 
@@ -143,13 +134,10 @@ class LogisticMixturePixels(PixelLikelihood):
 
 def discretized_logistic(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
     """Log probability of the bin of width 2/(levels − 1) around x in [−1, 1], nats, elementwise.
-
         ln P = ln[ σ((x + h − μ)/s) − σ((x − h − μ)/s) ],   h = 1/(levels − 1)
-
     The first bin reaches down to −∞ and the last up to ∞, so the levels sum to one. With b and a
     for the two arguments, σ(b) − σ(a) = σ(b) σ(−a) (1 − e^{a−b}): no difference of nearly equal
-    numbers, so nothing is approximated in the tails. Salimans et al. (2017), equation 2.
-    """
+    numbers, so nothing is approximated in the tails. Salimans et al. (2017), equation 2."""
     half, inverse = 1 / (levels - 1), (-log_scale).exp()
     first, last = x < -1 + half, x > 1 - half
     upper = torch.where(last, 0, F.logsigmoid((x + half - mean) * inverse))

@@ -1,12 +1,8 @@
 """Autoregressive models of images: scoring, drawing, and the PixelCNN family.
-
     log p(x) = Σ_i log p(x_i | x_1 … x_{i−1})        pixels in raster order
-
 Scoring an image is one pass of the network ("teacher forcing"). Drawing one takes as many steps as
-there are pixels; with a cache each step computes the new pixel only.
-"""
+there are pixels; with a cache each step computes the new pixel only."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,32 +13,14 @@ from torch.nn import functional as F
 
 from vaelib.distributions import checking
 from vaelib.networks import check_dtype, eval_mode, full_precision, latent_shape
-from vaelib.pixelcnn.layers import (
-    Cache,
-    CausalAttention,
-    CausalMixing,
-    Conditioning,
-    GatedLayer,
-    GatedResidual,
-    MaskedBlock,
-    horizontal_conv,
-    previous_pixel,
-    square_conv,
-    vertical_conv,
-)
+from vaelib.pixelcnn import layers as causal
 from vaelib.pixelcnn.likelihoods import LIKELIHOODS, check_size
 
 
 class AutoregressiveImage(Distribution):
-    """p(x) of a pixel model for given z and labels, event ``(C, H, W)``.
-
-    Models return it when they are called; it is not built by hand. It computes with the tensors
-    that were the model's parameters at that moment: those of ``torch.func.functional_call``, too.
-
-    Raises:
-        TypeError: a value of another dtype than the weights.
-        ValueError: a value with another event shape, or with pixels that are no levels.
-    """
+    """p(x) of a pixel model for given z and labels, event ``(C, H, W)``; models return it.
+    It computes with the tensors that were the model's parameters when it was made: those of
+    ``torch.func.functional_call``, too. Values have the weights' dtype, and pixels are levels."""
 
     arg_constraints = {}
     support = constraints.independent(constraints.unit_interval, 3)
@@ -50,14 +28,12 @@ class AutoregressiveImage(Distribution):
     def __init__(self, model: "PixelModel", z=None, labels=None, batch_shape=(), weights=None):
         self.model, self.z, self.labels = model, z, labels
         self.weights = dict(model.named_parameters()) if weights is None else weights
-        event_shape = torch.Size(model.image_shape)
-        super().__init__(torch.Size(batch_shape), event_shape, validate_args=False)
+        super().__init__(torch.Size(batch_shape), torch.Size(model.image_shape), False)
 
     def expand(self, batch_shape, _instance=None) -> "AutoregressiveImage":
         """The same distribution with the batch shape ``batch_shape``."""
-        z, labels = self.z, self.labels
-        z = None if z is None else z.expand(*batch_shape, *self.model.latents)
-        labels = None if labels is None else labels.expand(batch_shape)
+        z = None if self.z is None else self.z.expand(*batch_shape, *self.model.latents)
+        labels = None if self.labels is None else self.labels.expand(batch_shape)
         return AutoregressiveImage(self.model, z, labels, batch_shape, self.weights)
 
     @property
@@ -78,21 +54,13 @@ class AutoregressiveImage(Distribution):
         return each.unflatten(0, batch) if batch else each.squeeze(0)
 
     @torch.no_grad()
-    def sample(
-        self, sample_shape=(), known=None, mask=None, cached: bool = True, generator=None
-    ) -> Tensor:
+    def sample(self, sample_shape=(), known=None, mask=None, cached=True, generator=None) -> Tensor:
         """Draw images pixel by pixel, ``(*sample_shape, *batch, C, H, W)``.
-
-        Args:
-            sample_shape: how many draws.
-            known: an image or images whose pixels are kept where ``mask`` is true. Each drawn
-                pixel depends on those before it only: this is a draw from p(x | known) if the
-                known pixels come first, as the upper half of an image does.
-            mask: booleans, broadcast against ``(*sample_shape, *batch, H, W)``.
-            cached: whether to compute only what each new pixel needs. ``False`` runs the whole
-                network for every pixel: the same images, much slower, for tests and lessons.
-            generator: a ``torch.Generator``, source of the uniform numbers.
-        """
+        Pixels of ``known`` are kept where the boolean ``mask``, broadcast against ``(*sample_shape,
+        *batch, H, W)``, is true. A drawn pixel depends on those before it only: this is a draw from
+        p(x | known) if the known pixels come first, as the upper half of an image does. Without
+        ``cached`` the whole network runs for every pixel: the same images, much slower, for tests
+        and lessons. ``generator``: a ``torch.Generator``, source of the uniform numbers."""
         batch = torch.Size(sample_shape) + self.batch_shape
         canvas, given = self._canvas(known, mask, batch)
         shape = (*canvas.shape[:3], self.model.pixels.uniforms)
@@ -106,11 +74,11 @@ class AutoregressiveImage(Distribution):
 
     def _run(self, function: Callable[[], Tensor]) -> Tensor:
         """``function()`` with the weights that the model had when this was made."""
-        now = self.model.parameters()
-        if list(map(id, now)) == list(map(id, self.weights.values())):
+        if list(map(id, self.model.parameters())) == list(map(id, self.weights.values())):
             return function()
-        weights = {f"0.{name}": weight for name, weight in self.weights.items()}
-        return functional_call(_Holder([self.model]), weights, (function,))
+        holder = nn.ModuleList([self.model])  # functional_call calls modules only
+        holder.forward = function
+        return functional_call(holder, {f"0.{name}": one for name, one in self.weights.items()})
 
     def _maps(self, batch: Sequence[int]) -> list[Tensor]:
         """Context of the batch, flattened."""
@@ -142,19 +110,10 @@ class AutoregressiveImage(Distribution):
             self.model.pixels.check(value)
 
 
-class _Holder(nn.ModuleList):
-    """Calls any function for ``functional_call``, which calls modules only."""
-
-    def forward(self, function: Callable[[], Tensor]) -> Tensor:
-        return function()
-
-
 class Context(nn.Module):
     """What a pixel model is given besides the pixels before, as maps to project into each layer.
-
     A learned map over positions, a vector for the class, and a projection of z. With one vector z
-    per row, row t gets a mixture of z_1 … z_t. Maps are ``(B or 1, H or 1, W or 1, size)``.
-    """
+    per row, row t gets a mixture of z_1 … z_t. Maps are ``(B or 1, H or 1, W or 1, size)``."""
 
     def __init__(self, size: int, image_shape, latents, classes, inject: str, position: bool):
         super().__init__()
@@ -172,45 +131,30 @@ class Context(nn.Module):
         self.map_shape = (height if rows or inject == "map" else 1, across, size)
         if rows:
             spread = nn.Linear(size, across * size) if inject == "map" else nn.Identity()
-            self.latent = nn.Sequential(CausalMixing(height, latents[1], size), spread)
+            self.latent = nn.Sequential(causal.CausalMixing(height, latents[1], size), spread)
         elif latents:
-            self.latent = nn.Linear(latents[0], math.prod(self.map_shape))
+            self.latent = nn.Linear(latents[0], torch.Size(self.map_shape).numel())
 
     def forward(self, z: Tensor | None, labels: Tensor | None) -> list[Tensor]:
         """The maps; z ``(B, *latents)``, labels ``(B,)``."""
-        maps = [self.position]
-        if labels is not None:
-            maps.append(self.label(labels)[:, None, None])
-        if z is not None:
-            maps.append(self.latent(z).reshape(len(z), *self.map_shape))
-        return maps
+        of_labels = [] if labels is None else [self.label(labels)[:, None, None]]
+        of_z = [] if z is None else [self.latent(z).reshape(len(z), *self.map_shape)]
+        return [self.position, *of_labels, *of_z]
 
 
 class PixelModel(nn.Module):
     """What all pixel models share: conditions, scoring, drawing.
-
     A model supplies ``features(x, above, maps, cache)``, from which each pixel is drawn, and
     :meth:`above`. Both run on whole images or, with a cache, on the new positions.
-
     Args:
-        latents: sizes of z: ``None`` without, d for one vector, which all pixels use, ``(H, d)``
-            for one vector per row of the image, of which row t uses z_1 … z_t.
-        image_shape: shape of one image, (C, H, W).
-        channels: feature maps of each layer.
+        latents: ``None`` without z, d for one vector z, which all pixels use, ``(H, d)`` for one
+            per row of the image, of which row t uses z_1 … z_t.
+        image_shape, channels: shape (C, H, W) of one image; feature maps of each layer.
         classes: number of classes, for a model that is called with labels.
-        likelihood: "bernoulli" for x in {0, 1}, "categorical" or "logistic_mixture" for grey
-            levels x = k / (levels − 1).
-        levels: number of levels of the latter two.
-        mixtures: components of the logistic mixture.
-        inject: how z enters every layer: "bias", the same for all pixels that may use it, "map",
-            with a bias for each position.
-        position: whether there is a learned bias for each position.
-        context: size of the maps that carry the conditions to the layers.
-
-    Raises:
-        TypeError: z of another dtype than the weights.
-        ValueError: settings out of range, z or labels that do not fit them.
-    """
+        likelihood: "bernoulli" for x in {0, 1}, "categorical" or "logistic_mixture" (of
+            ``mixtures`` components) for ``levels`` grey levels x = k / (levels − 1).
+        inject: z enters every layer as a "bias" of all pixels that may use it, or a "map" of them.
+        position, context: whether each position has a learned bias; size of the context maps."""
 
     def __init__(
         self,
@@ -238,10 +182,9 @@ class PixelModel(nn.Module):
         self.context = Context(context, *conditions, inject, position)
         if likelihood not in LIKELIHOODS:
             raise ValueError(f"expected likelihood in {sorted(LIKELIHOODS)}, got {likelihood!r}")
-        likelihood = LIKELIHOODS[likelihood]
-        self.pixels = likelihood(self.channels, self.image_shape[0], levels, mixtures)
+        self.pixels = LIKELIHOODS[likelihood](self.channels, self.image_shape[0], levels, mixtures)
         self.last = nn.Linear(self.channels, self.channels)
-        self.last_context = Conditioning(context, self.channels)
+        self.last_context = causal.Conditioning(context, self.channels)
 
     def forward(self, z: Tensor | None = None, labels: Tensor | None = None) -> AutoregressiveImage:
         """p(x), p(x|z ``(*batch, *latents)``), p(x|labels ``(*batch,)``) or p(x|z, labels)."""
@@ -262,7 +205,7 @@ class PixelModel(nn.Module):
                 raise ValueError(f"expected labels 0 … {self.classes - 1}, got {low} … {high}")
         return AutoregressiveImage(self, z, labels, batches[0] if batches else ())
 
-    def above(self, x: Tensor, maps: Sequence[Tensor], cache: Cache | None = None) -> list[Tensor]:
+    def above(self, x: Tensor, maps: Sequence[Tensor], cache=None) -> list[Tensor]:
         """What rows above say, one map ``(B, H, W, …)`` for each layer that takes one."""
         return []
 
@@ -270,9 +213,7 @@ class PixelModel(nn.Module):
         """Nats of each pixel ``(B, H, W)`` of images ``(B, H, W, C)``."""
         return full_precision(self.pixels.log_prob, self._all_features(x, maps), x)
 
-    def draw_naively(
-        self, x: Tensor, given: Tensor, uniforms: Tensor, maps, pixels: int | None = None
-    ) -> Tensor:
+    def draw_naively(self, x: Tensor, given, uniforms, maps, pixels: int | None = None) -> Tensor:
         """Run the whole network for every pixel; for the first ``pixels`` only, to time it."""
         height, width = x.shape[1:3]
         for position in range(height * width if pixels is None else pixels):
@@ -284,7 +225,7 @@ class PixelModel(nn.Module):
     def draw_cached(self, x: Tensor, given: Tensor, uniforms: Tensor, maps) -> Tensor:
         """For every row, once, what its pixels take from above; for every pixel only itself."""
         height, width = x.shape[1:3]
-        cache, inputs = Cache(height, width), _centred(x)
+        cache, inputs = causal.Cache(height, width), 2 * x - 1
         for i in range(height):
             cache.move(i, 0, width)
             row_maps = [sum(cache.crop(one) for one in maps)]
@@ -295,20 +236,15 @@ class PixelModel(nn.Module):
                 h = self.features(inputs, [cache.crop(one) for one in above], here, cache)
                 drawn = self.pixels.draw(self._finish(h, here)[:, 0, 0], uniforms[:, i, j])
                 x[:, i, j] = torch.where(given[:, i, j], x[:, i, j], drawn)
-                inputs[:, i, j] = _centred(x[:, i, j])
+                inputs[:, i, j] = 2 * x[:, i, j] - 1
         return x
 
     def _all_features(self, x: Tensor, maps: Sequence[Tensor]) -> Tensor:
-        inputs = _centred(x)
+        inputs = 2 * x - 1  # so that the padding's zero is neither black nor white
         return self._finish(self.features(inputs, self.above(inputs, maps), maps), maps)
 
     def _finish(self, h: Tensor, maps: Sequence[Tensor]) -> Tensor:
         return F.elu(self.last(F.elu(h)) + self.last_context(maps))
-
-
-def _centred(x: Tensor) -> Tensor:
-    """[0, 1] to [−1, 1], so that the padding's zero is neither black nor white."""
-    return 2 * x - 1
 
 
 def _batch_shape(name: str, x: Tensor | None, event: Sequence[int] | None) -> torch.Size | None:
@@ -326,15 +262,10 @@ def _batch_shape(name: str, x: Tensor | None, event: Sequence[int] | None) -> to
 
 class PixelCNN(PixelModel):
     """Masked convolutions in residual blocks; simple, with a blind spot.
-
     Pixels to the upper right, outside the cone of the masks, are never seen, however many layers
     there are. van den Oord, Kalchbrenner & Kavukcuoglu (2016), *Pixel Recurrent Neural Networks*.
-
-    Args:
-        layers: residual blocks after the first convolution.
-        kernel, first_kernel: sizes of the masked kernels, odd.
-        settings: see :class:`PixelModel`, as for the other arguments.
-
+    ``layers`` residual blocks follow the first convolution; ``kernel`` and ``first_kernel`` are
+    odd sizes of masks. For the other arguments see :class:`PixelModel`.
     >>> PixelCNN(image_shape=(1, 28, 28))().sample((4,)).shape
     torch.Size([4, 1, 28, 28])
     """
@@ -350,12 +281,12 @@ class PixelCNN(PixelModel):
         **settings,
     ):
         super().__init__(latents, image_shape, channels, **settings)
-        inputs, channels = self.image_shape[0], self.channels
-        self.first = square_conv("A", inputs, channels, first_kernel)
-        layers = range(check_size("layers", layers))
-        self.blocks = nn.ModuleList(
-            MaskedBlock(channels, kernel, self.context_size) for _ in layers
-        )
+        self.build(check_size("layers", layers), kernel, first_kernel)
+
+    def build(self, layers: int, kernel: int, first_kernel: int) -> None:
+        self.first = causal.square_conv("A", self.image_shape[0], self.channels, first_kernel)
+        sizes = self.channels, kernel, self.context_size
+        self.blocks = nn.ModuleList(causal.MaskedBlock(*sizes) for _ in range(layers))
 
     def features(self, x, above, maps, cache=None) -> Tensor:
         h = self.first(x, cache)
@@ -364,42 +295,22 @@ class PixelCNN(PixelModel):
         return h
 
 
-class GatedPixelCNN(PixelModel):
+class GatedPixelCNN(PixelCNN):
     """Gated convolutions in a vertical and a horizontal stack, without a blind spot.
-
     van den Oord et al. (2016), *Conditional Image Generation with PixelCNN Decoders*.
-
-    Args:
-        layers: gated layers after the first convolutions.
-        kernel, first_kernel: sizes of the kernels, odd.
-        settings: see :class:`PixelModel`, as for the other arguments.
-
-    >>> decoder = GatedPixelCNN(latents=16, image_shape=(1, 28, 28))
-    >>> decoder(torch.randn(8, 16)).log_prob(torch.ones(8, 1, 28, 28)).shape
+    >>> GatedPixelCNN(16)(torch.randn(8, 16)).log_prob(torch.ones(8, 1, 28, 28)).shape
     torch.Size([8])
     """
 
-    def __init__(
-        self,
-        latents: int | Sequence[int] | None = None,
-        image_shape: Sequence[int] = (1, 28, 28),
-        channels: int = 32,
-        layers: int = 4,
-        kernel: int = 5,
-        first_kernel: int = 7,
-        **settings,
-    ):
-        super().__init__(latents, image_shape, channels, **settings)
-        inputs, channels = self.image_shape[0], self.channels
-        self.first_vertical = vertical_conv("A", inputs, channels, first_kernel)
-        self.first_horizontal = horizontal_conv("A", inputs, channels, first_kernel)
-        self.layers = nn.ModuleList(
-            GatedLayer(channels, kernel, self.context_size, last=i == layers - 1)
-            for i in range(check_size("layers", layers))
-        )
+    def build(self, layers: int, kernel: int, first_kernel: int) -> None:
+        sizes = self.image_shape[0], self.channels, first_kernel
+        self.first_vertical = causal.vertical_conv("A", *sizes)
+        self.first_horizontal = causal.horizontal_conv("A", *sizes)
+        sizes = self.channels, kernel, self.context_size
+        last = (i == layers - 1 for i in range(layers))
+        self.layers = nn.ModuleList(causal.GatedLayer(*sizes, last=one) for one in last)
 
     def above(self, x, maps, cache=None) -> list[Tensor]:
-        """The vertical stack: what it adds to each horizontal layer."""
         v, above = self.first_vertical(x, cache), []
         for layer in self.layers:
             v, to_h = layer.vertical_step(v, maps, cache)
@@ -407,7 +318,6 @@ class GatedPixelCNN(PixelModel):
         return above
 
     def features(self, x, above, maps, cache=None) -> Tensor:
-        """The horizontal stack."""
         h = self.first_horizontal(x, cache)
         for layer, to_h in zip(self.layers, above, strict=True):
             h = layer.horizontal_step(h, to_h, cache)
@@ -416,16 +326,9 @@ class GatedPixelCNN(PixelModel):
 
 class PixelSNAIL(PixelModel):
     """Gated residual blocks, and attention to all pixels before.
-
-    Chen, Mishra, Rohaninejad & Abbeel (2018), *PixelSNAIL* (arXiv 1712.09763).
-
-    Args:
-        blocks: how many times residual blocks are followed by attention.
-        residuals: gated residual blocks before each attention.
-        heads: of the attention; divides ``channels``.
-        dropout: probability, inside the residual blocks; drawing images switches it off.
-        settings: see :class:`PixelModel`, as for the other arguments.
-
+    Chen, Mishra, Rohaninejad & Abbeel (2018), *PixelSNAIL* (arXiv 1712.09763). Each of ``blocks``
+    has ``residuals`` gated residual blocks, with ``dropout`` inside (off while images are drawn),
+    and attention with ``heads`` that divide ``channels``. The rest is as in :class:`PixelModel`.
     >>> prior = PixelSNAIL(latents=(32, 8), image_shape=(3, 32, 32), likelihood="logistic_mixture")
     >>> prior(torch.randn(2, 32, 8)).log_prob(torch.ones(2, 3, 32, 32)).shape
     torch.Size([2])
@@ -445,21 +348,19 @@ class PixelSNAIL(PixelModel):
         super().__init__(latents, image_shape, channels, **settings)
         inputs, channels, context = self.image_shape[0], self.channels, self.context_size
         blocks, residuals = check_size("blocks", blocks), check_size("residuals", residuals)
-        self.first_vertical = vertical_conv("A", inputs, channels, 3)
-        self.first_horizontal = horizontal_conv("A", inputs, channels, 3)
-        self.residuals = nn.ModuleList(
-            nn.ModuleList(GatedResidual(channels, context, dropout) for _ in range(residuals))
-            for _ in range(blocks)
-        )
-        attentions = (CausalAttention(channels, inputs, heads) for _ in range(blocks))
+        self.first_vertical = causal.vertical_conv("A", inputs, channels, 3)
+        self.first_horizontal = causal.horizontal_conv("A", inputs, channels, 3)
+        sizes = channels, context, dropout
+        block = ([causal.GatedResidual(*sizes) for _ in range(residuals)] for _ in range(blocks))
+        self.residuals = nn.ModuleList(map(nn.ModuleList, block))
+        attentions = (causal.CausalAttention(channels, inputs, heads) for _ in range(blocks))
         self.attentions = nn.ModuleList(attentions)
 
     def above(self, x, maps, cache=None) -> list[Tensor]:
-        """The first convolution's view of the row above."""
         return [self.first_vertical(x, cache)]
 
     def features(self, x, above, maps, cache=None) -> Tensor:
-        h, previous = above[0] + self.first_horizontal(x, cache), previous_pixel(x, cache)
+        h, previous = above[0] + self.first_horizontal(x, cache), causal.previous_pixel(x, cache)
         for residuals, attention in zip(self.residuals, self.attentions, strict=True):
             for residual in residuals:
                 h = residual(h, maps, cache)

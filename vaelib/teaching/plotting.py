@@ -129,8 +129,7 @@ def latent_scatter(z: Tensor, labels: Tensor | None = None, ax: plt.Axes | None 
     ax = ax or plt.subplots(figsize=(6, 5.4))[1]
     ax.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
     if labels is None:
-        ax.scatter(*z.T, s=6, color=COLORS["encoder"], alpha=0.6)
-        return ax
+        return ax.scatter(*z.T, s=6, color=COLORS["encoder"], alpha=0.6).axes
     labels = torch.as_tensor(labels).cpu()
     classes = {str(name): z[(labels == name).numpy()] for name in labels.unique().tolist()}
     centres = np.stack([np.median(points, 0) for points in classes.values()])
