@@ -1,6 +1,7 @@
 """The loop: reproducible, resumable bit for bit, interruptible, on data of one's own."""
 
 import contextlib
+import copy
 import os
 import signal
 import threading
@@ -10,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import refusals
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from vaelib import VAE, WithoutLatents, data, evaluate, fit
-from vaelib.decoders import BernoulliMLP
+from vaelib.decoders import BernoulliMLP, VariationalWeights
 from vaelib.encoders import MLPEncoder
 from vaelib.inference.linear_vae import PPCA, linear_slots
 from vaelib.pixelcnn import GatedPixelCNN
 from vaelib.priors import StandardNormal
-from vaelib.training.learning import aevb_step, wake_sleep_step
+from vaelib.training.learning import aevb_step, variational_bayes_step, wake_sleep_step
 from vaelib.training.loop import adam, linear_decay
 
 SHAPE = (1, 4, 3)
@@ -47,7 +49,7 @@ class Stop(Exception):
     pass
 
 
-def die(*_):
+def die(*_, **__):
     raise Stop
 
 
@@ -148,26 +150,22 @@ def test_a_finished_run_says_so_and_can_be_made_longer(tmp_path, capsys):
     straight, vae = small_vae(), small_vae()
     run(straight, epochs=5)
     run(vae, epochs=3, **settings)
-    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    before = copy.deepcopy(vae)
     run(vae, epochs=3, progress=True, **settings)
     assert "run.pt: complete" in capsys.readouterr().err
-    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+    assert_same_weights(before, vae)
     with pytest.raises(ValueError, match="holds 3 epochs, expected at most 2"):
         run(small_vae(), epochs=2, **settings)
     run(vae, epochs=5, **settings)
     assert_same_weights(straight, vae)
 
 
-def no_memory(*_, **__):
-    raise RuntimeError("no memory")
-
-
 def test_an_evaluation_that_fails_does_not_lose_the_epoch(tmp_path):
     settings = {"checkpoint": tmp_path / "run.pt", "test": images(5, 2), "epochs": 1}
     straight, resumed = small_vae(), small_vae()
     expected = run(straight, **settings | {"checkpoint": None})
-    with pytest.raises(RuntimeError, match="no memory"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vaelib.training.loop._evaluate", no_memory)
+    with pytest.raises(Stop), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vaelib.training.loop._evaluate", die)
         run(small_vae(), **settings)
     history = run(resumed, **settings)
     assert history["test_bound"] == expected["test_bound"]
@@ -176,8 +174,8 @@ def test_an_evaluation_that_fails_does_not_lose_the_epoch(tmp_path):
 
 # What a run depends on: each change is refused by name, though every shape fits.
 CHANGES = {
-    "model.prior.scale": lambda: {"model": prior_with(2.0)},
-    "model.encoder.network.1": lambda: {"model": relu_vae()},
+    "model.prior.scale": lambda: {"model": edited("prior", "scale", torch.full((2,), 2.0))},
+    "model.encoder.network.1": lambda: {"model": edited("encoder.network", "1", nn.ReLU())},
     "optimizer": lambda: {"optimizer": partial(torch.optim.SGD, lr=0.1)},
     "optimizer[0].groups[0].lr": lambda: {"optimizer": partial(adam, lr=1e-4)},
     "step": lambda: {"step": partial(aevb_step, samples=2)},
@@ -192,15 +190,9 @@ CHANGES = {
 }
 
 
-def prior_with(scale):
+def edited(part, name, value):
     vae = small_vae()
-    vae.prior.scale.fill_(scale)
-    return vae
-
-
-def relu_vae():
-    vae = small_vae()
-    vae.encoder.network[1] = torch.nn.ReLU()
+    setattr(vae.get_submodule(part), name, value)
     return vae
 
 
@@ -306,8 +298,8 @@ def test_the_average_is_the_exponential_one():
     for u, new in enumerate(weights[1:], 2):
         e = min(0.5, (1 + u) / (10 + u))
         expected = [e * one + (1 - e) * other for one, other in zip(expected, new, strict=True)]
-    for ours, theirs in zip(history.average.parameters(), expected, strict=True):
-        torch.testing.assert_close(ours.data, theirs, rtol=0, atol=1e-12)
+    found = [parameter.data for parameter in history.average.parameters()]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert history["test_bound"][-1] == evaluate(history.average, test).value.item()
 
 
@@ -447,3 +439,11 @@ test_refused = refusals(refused)
 def test_divergence_is_named_with_its_update():
     with pytest.raises(FloatingPointError, match=r"diverged at update \d+.*lower the step size"):
         run(small_vae(), epochs=200, optimizer=partial(torch.optim.SGD, lr=1e6))
+
+
+def test_full_variational_bayes_through_fit():
+    vae = small_vae()
+    vae.decoder = VariationalWeights(vae.decoder)
+    before = {name: value.clone() for name, value in vae.named_parameters()}
+    run(vae, step=partial(variational_bayes_step, count=25))
+    assert not any(torch.equal(before[name], p) for name, p in vae.named_parameters())

@@ -394,22 +394,15 @@ def test_variational_weights_reach_the_likelihood(kind):
 
 SETTINGS = [
     (GatedPixelCNN, {"latents": (3, 2)}, "one vector for each of 28 rows, got 3"),
-    (GatedPixelCNN, {"latents": (28, 2, 1)}, "expected latents d or"),
     (GatedPixelCNN, {"image_shape": (4, 3)}, r"expected image_shape \(C, H, W\), got \(4, 3\)"),
-    (GatedPixelCNN, {"image_shape": (1, 0, 3)}, "whole number >= 1 as image_shape, got 0"),
-    (GatedPixelCNN, {"channels": 2.0}, "whole number >= 1 as channels, got 2.0"),
-    (GatedPixelCNN, {"first_kernel": 1}, "odd kernel size of at least 3, got 1"),
     (GatedPixelCNN, {"inject": "gate"}, "expected inject 'bias' or 'map', got 'gate'"),
     (GatedPixelCNN, {"likelihood": "normal"}, r"likelihood in \['bernoulli', .*, got 'normal'"),
-    (GatedPixelCNN, {"depth": 3}, "unexpected keyword argument 'depth'"),
     (PixelCNN, {"kernel": 4}, "odd kernel size of at least 3, got 4"),
     (PixelSNAIL, {"heads": 5}, "heads that divide 32 channels, got 5"),
 ]
-for kind, names in (
-    (PixelSNAIL, "blocks residuals"),
-    (PixelCNN, "channels classes context layers"),
-):
-    SETTINGS += [(kind, {n: 0}, f"whole number >= 1 as {n}, got 0") for n in names.split()]
+SIZES = {PixelSNAIL: ["blocks", "residuals"], PixelCNN: "channels classes context layers".split()}
+for kind, names in SIZES.items():
+    SETTINGS += [(kind, {name: 0}, f"whole number >= 1 as {name}, got 0") for name in names]
 Z, LABELS, MASK = torch.zeros(6, 4, 2), torch.arange(6) % 3, torch.ones(4, 3, dtype=torch.bool)
 ALONE, GIVEN = GatedPixelCNN(**FAST), GatedPixelCNN((4, 2), classes=3, **FAST)
 BLACK = torch.zeros(SHAPE)
@@ -421,9 +414,7 @@ CALLS = [
     (lambda: GIVEN(Z[..., :1], LABELS), r"expected z of shape .*got \(6, 4, 1\)"),
     (lambda: GIVEN(Z, LABELS[:5]), r"one batch shape, got .*6.*5"),
     (lambda: GIVEN(Z, LABELS + 1), "expected labels 0 … 2, got 1 … 3"),
-    (lambda: GIVEN(Z, LABELS - 1), "expected labels 0 … 2, got -1 … 1"),
     (lambda: GIVEN(Z, LABELS.float()), "expected integer labels, got torch.float32"),
-    (lambda: GIVEN(Z, LABELS > 0), "expected integer labels, got torch.bool"),
     (lambda: GIVEN(Z / 0, LABELS), "expected finite z"),
     (lambda: GIVEN(Z.double(), LABELS), "expected torch.float32, as the weights are, got"),
     (lambda: ALONE(Z), r"expected no z, got \(6, 4, 2\)"),

@@ -53,7 +53,7 @@ _failed: dict[Path, str] = {}  # downloads that failed in this process, and why
 
 
 class DataError(RuntimeError):
-    """Data that cannot be had, or that are not what they should be."""
+    """Data that cannot be had (the message lists what was tried) or are not what they should be."""
 
 
 class Images(NamedTuple):
@@ -82,8 +82,7 @@ def mnist(size: str = "5k") -> Images:
 
     ``"full"``: 60,000 and 10,000, from ``MNIST/raw/`` in a folder or the folder itself, plain or
     ``.gz``. A changed copy of MNIST (other checksums) is read with a warning; another data set
-    under the same file names is refused. :class:`DataError`, with all that was tried, if the data
-    cannot be had.
+    under the same file names is refused.
     """
     if size == "5k":
         rows = _mnist_5k()
@@ -105,15 +104,13 @@ def frey_faces() -> Images:
     training. Where the real frames cannot be had: :func:`stand_in_faces`, with a warning, at
     classroom scale; :class:`DataError` at paper scale.
     """
-
-    def fetch(cache: Path) -> None:
-        _download([FREY_URL], FREY_HASH, cache / FREY_FILE)
-
-    def read(folder: Path) -> Parts:
-        return _split_frey(*_to_tensors(_read(folder / FREY_FILE, _parse_frey)))
-
     try:
-        return _search("Frey Face", read, fetch, f"{FREY_FILE} ({FREY_URL})")
+        return _search(
+            "Frey Face",
+            lambda folder: _split_frey(*_to_tensors(_read(folder / FREY_FILE, _parse_frey))),
+            lambda cache: _download([FREY_URL], FREY_HASH, cache / FREY_FILE),
+            f"{FREY_FILE} ({FREY_URL})",
+        )
     except DataError as error:
         if scaling.current() != "classroom":
             raise DataError(f"at paper scale only the real frames will do. {error}") from error

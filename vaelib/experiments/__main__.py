@@ -14,11 +14,13 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -123,8 +125,7 @@ def _facts(name: str, recipe: Recipe, options: Options, images: Images) -> dict:
     facts |= {"seed": recipe.seed, "versions": versions(), "seconds": 0.0, "numbers": {}}
     facts["data"] = {"train": len(images.train), "test": len(images.test), "source": images.source}
     facts["scale"] = "tiny" if images.source == "synthetic" else scaling.current()
-    gpu, processor = options.device == "cuda", platform.processor() or platform.machine()
-    facts["hardware"] = torch.cuda.get_device_name() if gpu else processor
+    facts["hardware"] = hardware(options.device)
     facts |= {"processes": _torchrun("WORLD_SIZE", 1), "changed": tables.changes(facts)}
     facts["targets"], row = {}, RECIPES[name]  # a target is for the data of its row
     own = (recipe.data.removesuffix("-full"), recipe.image_shape) == (row.data, row.image_shape)
@@ -149,6 +150,16 @@ def _add(result: dict, prior: str, history: History) -> str:
     rate = f"rate {nats['rate']:.2f} nats, {bits['rate']:.3f} bits/dim"
     target = f"; target {result['targets'][prior]}" if prior in result["targets"] else ""
     return f"{result['name']}, {prior}: {ours} ({rate}){target}"
+
+
+def hardware(device: str) -> str:
+    """What computes, by its name."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    with suppress(OSError):
+        names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        return names[0] if names else platform.machine()
+    return platform.processor() or platform.machine()
 
 
 def tiny(recipe: Recipe) -> tuple[Recipe, Images]:

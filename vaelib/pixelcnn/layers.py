@@ -1,7 +1,9 @@
 """Causal layers, and the cache that makes drawing fast.
+
 Feature maps are ``(B, H, W, channels)``: with the channels last, a linear layer is a 1×1
 convolution. "Before" a pixel means above it, or left of it in its row. A layer that is called
-with a :class:`Cache` computes its outputs at the new positions only."""
+with a :class:`Cache` computes its outputs at the new positions only.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +17,11 @@ from vaelib.networks import gate, is_int
 
 class CausalConv2d(nn.Conv2d):
     """Convolution that covers rows above and the pixel's own row: rows below are not stored.
+
     The ``mask`` ``(kh, kw)``, whose last row is the pixel's own, multiplies the weights; ``right``
     of its columns lie to the right of the pixel. An input that is the image itself a cache need
-    not copy. Shapes: ``(B, H, W, inputs)`` to ``(B, H, W, outputs)``, with a cache H = 1, W = n."""
+    not copy. Shapes: ``(B, H, W, inputs)`` to ``(B, H, W, outputs)``, with a cache H = 1, W = n.
+    """
 
     def __init__(self, inputs: int, outputs: int, mask: Tensor, right=0, reads_image=False):
         super().__init__(inputs, outputs, tuple(mask.shape))
@@ -35,8 +39,10 @@ class CausalConv2d(nn.Conv2d):
 
 def square_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv2d:
     """Masked convolution of a PixelCNN; 3×3, row by row: A 111 100 000, B 111 110 000.
+
     A reads the image and leaves out the pixel itself; B reads features that have not seen their own
-    pixel. van den Oord et al. (2016), *Pixel Recurrent Neural Networks*, figure 2."""
+    pixel. van den Oord et al. (2016), *Pixel Recurrent Neural Networks*, figure 2.
+    """
     mask, radius = _ones(kind, size)
     mask[-1, radius + (kind == "B") :] = 0
     return CausalConv2d(inputs, outputs, mask, radius, kind == "A")
@@ -44,8 +50,10 @@ def square_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv2d
 
 def vertical_conv(kind: str, inputs: int, outputs: int, size: int) -> CausalConv2d:
     """Convolution of the vertical stack, over the rows above: A 111 000 000, B 111 111 000.
+
     Features that B reads have not seen their own row. van den Oord et al. (2016), *Conditional
-    Image Generation with PixelCNN Decoders*, figure 1."""
+    Image Generation with PixelCNN Decoders*, figure 1.
+    """
     mask, radius = _ones(kind, size)
     mask[-1] = kind == "B"
     return CausalConv2d(inputs, outputs, mask, radius, kind == "A")
@@ -70,8 +78,10 @@ def _ones(kind: str, size: int) -> tuple[Tensor, int]:
 
 class Cache:
     """Activations that causal layers keep while a batch of images is drawn pixel by pixel.
+
     Convolutions keep the few rows that their kernels cover, attention the keys and values of all
-    positions so far. A cache serves one batch, drawn in raster order, without gradients."""
+    positions so far. A cache serves one batch, drawn in raster order, without gradients.
+    """
 
     def __init__(self, height: int, width: int):
         self.height, self.width = height, width
@@ -126,19 +136,25 @@ class Cache:
 
 class Conditioning(nn.Linear):
     """A bias from context maps, each ``(B or 1, H or 1, W or 1, inputs)``: their projected sum.
-    A map is projected at its own size: one vector for an image costs one product."""
+
+    A map is projected at its own size: one vector for an image costs one product.
+    """
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        first, *rest = (F.linear(one, self.weight) for one in maps)
-        return sum(rest, first)
+        bias = F.linear(maps[0], self.weight)
+        for one in maps[1:]:
+            bias = bias + F.linear(one, self.weight)
+        return bias
 
 
 class MaskedBlock(nn.Module):
     """Residual block of a plain PixelCNN: h + W relu(conv(relu(h)) + context), of the shape of h.
-    After van den Oord et al. (2016), *Pixel Recurrent Neural Networks*, figure 5."""
+
+    After van den Oord et al. (2016), *Pixel Recurrent Neural Networks*, figure 5.
+    """
 
     def __init__(self, channels: int, size: int, context: int):
         super().__init__()
@@ -152,10 +168,12 @@ class MaskedBlock(nn.Module):
 
 class GatedLayer(nn.Module):
     """One layer of a Gated PixelCNN: a vertical stack v and a horizontal stack h.
+
         a = conv_v(v),   v ← v + gate(a + context),   h ← h + W gate(conv_h(h) + U a + context)
     v at row i has seen all rows above i, without a blind spot; h adds the pixels to the left.
     van den Oord et al. (2016), *Conditional Image Generation with PixelCNN Decoders*, figure 2. The
-    residual connection of v, against a fading signal, is ours. Nothing reads the ``last`` v."""
+    residual connection of v, against a fading signal, is ours. Nothing reads the ``last`` v.
+    """
 
     def __init__(self, channels: int, size: int, context: int, last: bool = False):
         super().__init__()
@@ -181,8 +199,10 @@ class GatedLayer(nn.Module):
 
 class GatedResidual(nn.Module):
     """Gated residual block of a PixelSNAIL, with 2×2 kernels that look up and left.
+
         h + value · sigmoid(gate),   (value, gate) = conv(elu(conv(elu(h)) + context)) + context
-    Chen et al. (2018), *PixelSNAIL*, figure 3, after Salimans et al. (2017)."""
+    Chen et al. (2018), *PixelSNAIL*, figure 3, after Salimans et al. (2017).
+    """
 
     def __init__(self, channels: int, context: int, dropout: float = 0.0):
         super().__init__()
@@ -201,7 +221,9 @@ class GatedResidual(nn.Module):
 
 def previous_pixel(x: Tensor, cache: Cache | None = None) -> Tensor:
     """The image shifted by one pixel in raster order, zero at the first position.
-    ``(B, H, W, C)`` to the same shape; with a cache the new position only, ``(B, 1, 1, C)``."""
+
+    ``(B, H, W, C)`` to the same shape; with a cache the new position only, ``(B, 1, 1, C)``.
+    """
     sequence = x.flatten(1, 2)  # (B, H·W, C)
     if cache is None:
         return F.pad(sequence, (0, 0, 1, 0))[:, :-1].reshape(x.shape)
@@ -211,10 +233,12 @@ def previous_pixel(x: Tensor, cache: Cache | None = None) -> Tensor:
 
 class CausalAttention(nn.Module):
     """Every position attends to all positions before it and to itself, in raster order.
+
         h + W softmax(Q Kᵀ / √d + causal mask) V,   (Q, K, V) = U [elu(h), previous pixel]
     Position i holds features h and pixel i − 1, so that i reads all pixels before it, also those
     at the end of the row above. Chen et al. (2018), *PixelSNAIL*, section 2.2, have the same by
-    keys that contain pixel i and a mask that leaves i out. The ``heads`` share the channels."""
+    keys that contain pixel i and a mask that leaves i out. The ``heads`` share the channels.
+    """
 
     def __init__(self, channels: int, image_channels: int, heads: int = 1):
         super().__init__()
@@ -236,7 +260,9 @@ class CausalAttention(nn.Module):
 
 class CausalMixing(nn.Module):
     """Row t gets a mixture of the vectors z_1 … z_t: c_t = Σ_{s ≤ t} m_{t,s} ⊙ (W z_s + b).
-    One weight m per channel. ``(B, rows, inputs)`` to ``(B, rows, outputs)``."""
+
+    One weight m per channel. ``(B, rows, inputs)`` to ``(B, rows, outputs)``.
+    """
 
     def __init__(self, rows: int, inputs: int, outputs: int):
         super().__init__()

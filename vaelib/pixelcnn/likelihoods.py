@@ -1,6 +1,8 @@
 """Likelihoods of one pixel, channel after channel, given a vector of features.
+
 Draws are functions of uniform numbers that the caller supplies, so that two samplers given the
-same numbers draw the same pixels."""
+same numbers draw the same pixels.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +13,12 @@ from vaelib.networks import is_int, to_float32
 
 class PixelLikelihood(nn.Module):
     """log p(pixel | features) = Σ_c log p(x_c | x_1 … x_{c−1}, features), nats.
+
     A pixel has ``channels`` values, each out of ``levels`` evenly spaced ones: k / (levels − 1)
     for k = 0 … levels − 1, black is 0 and white is 1. Subclasses have
         log_prob(features (*batch, F), x (*batch, channels)) → nats (*batch,)
-        draw(features (*batch, F), uniforms (*batch, self.uniforms) in [0, 1)) → x"""
+        draw(features (*batch, F), uniforms (*batch, self.uniforms) in [0, 1)) → x
+    """
 
     def __init__(self, channels: int, levels: int):
         super().__init__()
@@ -55,9 +59,11 @@ class BernoulliPixels(PixelLikelihood):
 
 class CategoricalPixels(PixelLikelihood):
     """A table of probabilities for every value, so that no order of the levels is assumed.
+
         logits_c = U_c elu(W_c features + Σ_{c' < c} E_{c c'}[x_{c'}])
     with an embedding E of the levels of the channels before. van den Oord et al. (2016),
-    *Pixel Recurrent Neural Networks*, section 3.3, who reach the channel dependence by masks."""
+    *Pixel Recurrent Neural Networks*, section 3.3, who reach the channel dependence by masks.
+    """
 
     def __init__(self, features: int, channels: int = 1, levels: int = 256):
         super().__init__(channels, levels)
@@ -89,9 +95,11 @@ class CategoricalPixels(PixelLikelihood):
 
 class LogisticMixturePixels(PixelLikelihood):
     """Mixture of discretised logistics, whose channels share the choice of component.
+
         p(x | …) = Σ_k π_k Π_c P(x_c | μ_kc + Σ_{c' < c} a_kcc' x_{c'}, s_kc)
     with k = 1 … ``mixtures``, x on [−1, 1], P as in :func:`discretized_logistic`, ln s in [−7, 7]
-    and a in (−1, 1). Salimans et al. (2017), *PixelCNN++*, sections 2.1 and 2.2."""
+    and a in (−1, 1). Salimans et al. (2017), *PixelCNN++*, sections 2.1 and 2.2.
+    """
 
     def __init__(self, features: int, channels: int = 3, levels: int = 256, mixtures: int = 10):
         super().__init__(channels, levels)
@@ -134,10 +142,12 @@ class LogisticMixturePixels(PixelLikelihood):
 
 def discretized_logistic(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
     """Log probability of the bin of width 2/(levels − 1) around x in [−1, 1], nats, elementwise.
+
         ln P = ln[ σ((x + h − μ)/s) − σ((x − h − μ)/s) ],   h = 1/(levels − 1)
     The first bin reaches down to −∞ and the last up to ∞, so the levels sum to one. With b and a
     for the two arguments, σ(b) − σ(a) = σ(b) σ(−a) (1 − e^{a−b}): no difference of nearly equal
-    numbers, so nothing is approximated in the tails. Salimans et al. (2017), equation 2."""
+    numbers, so nothing is approximated in the tails. Salimans et al. (2017), equation 2.
+    """
     half, inverse = 1 / (levels - 1), (-log_scale).exp()
     first, last = x < -1 + half, x > 1 - half
     upper = torch.where(last, 0, F.logsigmoid((x + half - mean) * inverse))

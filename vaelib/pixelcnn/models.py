@@ -1,7 +1,9 @@
 """Autoregressive models of images: scoring, drawing, and the PixelCNN family.
+
     log p(x) = Σ_i log p(x_i | x_1 … x_{i−1})        pixels in raster order
 Scoring an image is one pass of the network ("teacher forcing"). Drawing one takes as many steps as
-there are pixels; with a cache each step computes the new pixel only."""
+there are pixels; with a cache each step computes the new pixel only.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -11,16 +13,18 @@ from torch.distributions import Distribution, constraints
 from torch.func import functional_call
 from torch.nn import functional as F
 
+import vaelib.pixelcnn.layers as causal
 from vaelib.distributions import checking
 from vaelib.networks import check_dtype, eval_mode, full_precision, latent_shape
-from vaelib.pixelcnn import layers as causal
 from vaelib.pixelcnn.likelihoods import LIKELIHOODS, check_size
 
 
 class AutoregressiveImage(Distribution):
     """p(x) of a pixel model for given z and labels, event ``(C, H, W)``; models return it.
+
     It computes with the tensors that were the model's parameters when it was made: those of
-    ``torch.func.functional_call``, too. Values have the weights' dtype, and pixels are levels."""
+    ``torch.func.functional_call``, too. Values have the weights' dtype, and pixels are levels.
+    """
 
     arg_constraints = {}
     support = constraints.independent(constraints.unit_interval, 3)
@@ -56,11 +60,13 @@ class AutoregressiveImage(Distribution):
     @torch.no_grad()
     def sample(self, sample_shape=(), known=None, mask=None, cached=True, generator=None) -> Tensor:
         """Draw images pixel by pixel, ``(*sample_shape, *batch, C, H, W)``.
+
         Pixels of ``known`` are kept where the boolean ``mask``, broadcast against ``(*sample_shape,
         *batch, H, W)``, is true. A drawn pixel depends on those before it only: this is a draw from
         p(x | known) if the known pixels come first, as the upper half of an image does. Without
         ``cached`` the whole network runs for every pixel: the same images, much slower, for tests
-        and lessons. ``generator``: a ``torch.Generator``, source of the uniform numbers."""
+        and lessons. ``generator``: a ``torch.Generator``, source of the uniform numbers.
+        """
         batch = torch.Size(sample_shape) + self.batch_shape
         canvas, given = self._canvas(known, mask, batch)
         shape = (*canvas.shape[:3], self.model.pixels.uniforms)
@@ -112,8 +118,10 @@ class AutoregressiveImage(Distribution):
 
 class Context(nn.Module):
     """What a pixel model is given besides the pixels before, as maps to project into each layer.
+
     A learned map over positions, a vector for the class, and a projection of z. With one vector z
-    per row, row t gets a mixture of z_1 … z_t. Maps are ``(B or 1, H or 1, W or 1, size)``."""
+    per row, row t gets a mixture of z_1 … z_t. Maps are ``(B or 1, H or 1, W or 1, size)``.
+    """
 
     def __init__(self, size: int, image_shape, latents, classes, inject: str, position: bool):
         super().__init__()
@@ -144,6 +152,7 @@ class Context(nn.Module):
 
 class PixelModel(nn.Module):
     """What all pixel models share: conditions, scoring, drawing.
+
     A model supplies ``features(x, above, maps, cache)``, from which each pixel is drawn, and
     :meth:`above`. Both run on whole images or, with a cache, on the new positions.
     Args:
@@ -154,7 +163,8 @@ class PixelModel(nn.Module):
         likelihood: "bernoulli" for x in {0, 1}, "categorical" or "logistic_mixture" (of
             ``mixtures`` components) for ``levels`` grey levels x = k / (levels − 1).
         inject: z enters every layer as a "bias" of all pixels that may use it, or a "map" of them.
-        position, context: whether each position has a learned bias; size of the context maps."""
+        position, context: whether each position has a learned bias; size of the context maps.
+    """
 
     def __init__(
         self,
@@ -262,10 +272,12 @@ def _batch_shape(name: str, x: Tensor | None, event: Sequence[int] | None) -> to
 
 class PixelCNN(PixelModel):
     """Masked convolutions in residual blocks; simple, with a blind spot.
+
     Pixels to the upper right, outside the cone of the masks, are never seen, however many layers
     there are. van den Oord, Kalchbrenner & Kavukcuoglu (2016), *Pixel Recurrent Neural Networks*.
     ``layers`` residual blocks follow the first convolution; ``kernel`` and ``first_kernel`` are
     odd sizes of masks. For the other arguments see :class:`PixelModel`.
+
     >>> PixelCNN(image_shape=(1, 28, 28))().sample((4,)).shape
     torch.Size([4, 1, 28, 28])
     """
@@ -297,7 +309,9 @@ class PixelCNN(PixelModel):
 
 class GatedPixelCNN(PixelCNN):
     """Gated convolutions in a vertical and a horizontal stack, without a blind spot.
+
     van den Oord et al. (2016), *Conditional Image Generation with PixelCNN Decoders*.
+
     >>> GatedPixelCNN(16)(torch.randn(8, 16)).log_prob(torch.ones(8, 1, 28, 28)).shape
     torch.Size([8])
     """
@@ -326,9 +340,11 @@ class GatedPixelCNN(PixelCNN):
 
 class PixelSNAIL(PixelModel):
     """Gated residual blocks, and attention to all pixels before.
+
     Chen, Mishra, Rohaninejad & Abbeel (2018), *PixelSNAIL* (arXiv 1712.09763). Each of ``blocks``
     has ``residuals`` gated residual blocks, with ``dropout`` inside (off while images are drawn),
     and attention with ``heads`` that divide ``channels``. The rest is as in :class:`PixelModel`.
+
     >>> prior = PixelSNAIL(latents=(32, 8), image_shape=(3, 32, 32), likelihood="logistic_mixture")
     >>> prior(torch.randn(2, 32, 8)).log_prob(torch.ones(2, 3, 32, 32)).shape
     torch.Size([2])
