@@ -90,6 +90,14 @@ def check_batch(x: Tensor) -> None:
         raise ValueError(f"expected a batch (B, *event) of at least one, got {tuple(x.shape)}")
 
 
+class _Normal(Normal):
+    """A normal of parameters that are checked and broadcast: small updates notice the time."""
+
+    def __init__(self, loc: Tensor, scale: Tensor):
+        self.loc, self.scale = loc, scale
+        Distribution.__init__(self, loc.shape, validate_args=False)
+
+
 class DiagNormal(Independent):
     """Normal with a diagonal covariance over the last ``event_dims`` dimensions.
 
@@ -124,7 +132,7 @@ class DiagNormal(Independent):
         if validate_args is not False and checking() and loc.numel():
             _check_finite("loc", loc)
             _check_scale(scale)
-        super().__init__(Normal(loc, scale, validate_args=False), event_dims, validate_args=False)
+        super().__init__(_Normal(loc, scale), event_dims, validate_args=False)
 
     @property
     def loc(self) -> Tensor:
@@ -196,9 +204,14 @@ class PixelBernoulli(Independent):
             if not (low >= 0 and high <= 1):  # false for nan as well
                 raise ValueError(f"expected values in [0, 1], got {low} to {high}")
         # Flat, and the sign changed once an image: a training step spends its time here.
-        first, finer = -len(self.event_shape), torch.promote_types(self.logits.dtype, value.dtype)
-        pair = (x.to(finer).flatten(first) for x in (self.logits, value))
-        each = binary_cross_entropy_with_logits(*torch.broadcast_tensors(*pair), reduction="none")
+        first, logits = -len(self.event_shape), self.logits
+        if logits.dtype != value.dtype:  # the finer of the two decides
+            finer = torch.promote_types(logits.dtype, value.dtype)
+            logits, value = logits.to(finer), value.to(finer)
+        logits, value = logits.flatten(first), value.flatten(first)
+        if logits.shape != value.shape:
+            logits, value = torch.broadcast_tensors(logits, value)
+        each = binary_cross_entropy_with_logits(logits, value, reduction="none")
         return -each.sum(-1)
 
 

@@ -28,7 +28,7 @@ class StandardNormal(nn.Module):
 
     def forward(self) -> DiagNormal:
         """p(z), batch shape ``()``."""
-        return DiagNormal(self.loc, self.scale, event_dims=self.loc.dim())
+        return DiagNormal(self.loc, self.scale, self.loc.dim(), validate_args=False)
 
 
 class AR1Prior(nn.Module):

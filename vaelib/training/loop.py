@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -183,16 +183,21 @@ def fit(
             sums, seen = torch.zeros(2, dtype=torch.float64, device=device), 0
             for batch in permutation.split(batch_size):
                 batch = _share(batch, rank, world)
-                x = images[batch.to(images.device)].to(device)
+                x = images.index_select(0, batch.to(images.device)).to(device)
                 x = x if transform is None else transform(x)
                 vae = network
                 if labels is not None:
                     vae = _Called(network, LABELS, labels=labels[batch].to(device))
                 if schedule is not None:
                     _set_lrs(optimizers, lrs, float(schedule(update / (epochs * batches))))
-                with _diverging(update), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    # Clear the gradients, run forward and backward, move the parameters.
-                    bound = step(vae, x, optimizer, update)
+                try:  # clear the gradients, run forward and backward, move the parameters
+                    with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
+                        bound = step(vae, x, optimizer, update)
+                except (FloatingPointError, ValueError) as error:
+                    if update == 0:  # more likely a setting that does not fit
+                        raise
+                    message = f"training diverged at update {update}: {error}; lower the step size"
+                    raise FloatingPointError(message) from error
                 update += 1
                 sums += torch.stack([bound.distortion, bound.rate]).sum(1)
                 seen += len(x)
@@ -307,18 +312,6 @@ def _set_lrs(optimizers: Sequence[Optimizer], lrs: Sequence[float], factor: floa
     groups = [group for one in optimizers for group in one.param_groups]
     for group, lr in zip(groups, lrs, strict=True):
         group["lr"] = lr * factor
-
-
-@contextmanager
-def _diverging(update: int) -> Iterator[None]:
-    """Name the update whose numbers left the range of floats."""
-    try:
-        yield
-    except (FloatingPointError, ValueError) as error:
-        if update == 0:  # more likely a setting that does not fit
-            raise
-        message = f"training diverged at update {update}: {error}; lower the step size"
-        raise FloatingPointError(message) from error
 
 
 @contextmanager
