@@ -32,7 +32,8 @@ class PixelLikelihood(nn.Module):
         wrong = ~((steps - steps.round()).abs() < 1e-3) | (x < 0) | (x > 1)
         if wrong.any():
             last, got = self.levels - 1, x[wrong][0].item()
-            raise ValueError(f"expected pixels k/{last} with k = 0 … {last}, got {got:g}")
+            advice = "" if last > 1 else ": data.binarize(x), or a likelihood of grey levels"
+            raise ValueError(f"expected pixels k/{last} with k = 0 … {last}, got {got:g}{advice}")
 
 
 class BernoulliPixels(PixelLikelihood):
