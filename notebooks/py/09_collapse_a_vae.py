@@ -304,7 +304,7 @@ plt.show()
 #
 # ### The report
 #
-# `diagnostics.collapse_report` takes these five steps and gives a verdict. It needs *both* sides: the encoder must say something about the image (information above half a nat), and the decoder must use it (a rise of more than half a nat when shuffled). If one of them fails, the latents are *unused*, and *collapsed* if the rate is gone as well. If both hold, there is a last question: how much of the rate is information? The rest is the **wasted rate**. If it is more than half, the verdict is *partly used*, else *used*. The count of active units is reported and takes no part in the verdict: it depends on the scale of $z$, and a decoder can undo any scale.
+# `diagnostics.collapse_report` takes these five steps and gives a verdict. It needs *both* sides: the encoder must say something about the image (information above half a nat), and the decoder must use it (a rise of more than half a nat when shuffled). If one of them fails, the latents are *unused*, and *collapsed* if the rate is gone as well. If both hold, there is a last question: how much of the rate is information? The rest is the **wasted rate**. (The estimate of the information stops at $\ln N$. Above half of that, an upper bound takes its place, so and the report says *at least*: the row of the MLP is not its rate less its information.) If it is more than half, the verdict is *partly used*, else *used*. The count of active units is reported and takes no part in the verdict: it depends on the scale of $z$, and a decoder can undo any scale.
 
 # %% tags=["nbval-ignore-output"]
 reports = {name: collapse_report(vae, test, labels) for name, vae in VAES.items()}
