@@ -123,7 +123,8 @@ def test_the_bound_of_a_vae_is_that_of_one_process_within_its_noise(together):
     model = vae()
     model.load_state_dict(together["vae"]["weights"])
     alone = evaluate(model, images(7, 2), samples=200).value.item()
-    assert together["vae"]["rows"][-1, -3].item() == pytest.approx(alone, abs=0.6)  # 5 standard deviations
+    # One draw of z for each of seven images: a standard deviation of 0.12 nats.
+    assert together["vae"]["rows"][-1, -3].item() == pytest.approx(alone, abs=0.6)
 
 
 def test_only_the_prior_of_codes_is_trained(together):
